@@ -1,0 +1,12 @@
+//! `labhost` runs lab recipes: Rhai scripts that boot instances, deploy over SSH, benchmark and tear down.
+//!
+//! A recipe crosses three names: `script` (bindings) -> `script::ec2` and its neighbours -> `provider`, `ssh`
+//! or `bench`. `script` is the only module that knows Rhai; the others can be used without it.
+
+pub mod bench;
+pub mod error;
+pub mod provider;
+pub mod ssh;
+pub mod units;
+
+pub use error::{Error, Kind};
