@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod error;
+pub mod lab;
 pub mod provider;
 pub mod ssh;
 pub mod units;
