@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use rhai::{Dynamic, EvalAltResult, Map, Position};
+
 /// The sort of a failure; each has one exit code (design: 0 done, 1 recipe, 2 usage, ..., 130 interrupted).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -47,6 +49,25 @@ impl Kind {
             Self::Internal => 70,
             Self::Interrupted => 130,
         }
+    }
+
+    /// The kind with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        const ALL: [Kind; 11] = [
+            Kind::Recipe,
+            Kind::Usage,
+            Kind::Compile,
+            Kind::Provider,
+            Kind::Host,
+            Kind::Slo,
+            Kind::Confirm,
+            Kind::Teardown,
+            Kind::Locked,
+            Kind::Internal,
+            Kind::Interrupted,
+        ];
+        ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// The name a recipe sees in a caught error's `kind`.
@@ -125,6 +146,24 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// How a failure reaches a recipe: as a map that it can catch, with `kind`, `message`, `hint` and `detail`. An
+/// interruption cannot be caught. The call's position is filled in by the engine.
+impl From<Error> for Box<EvalAltResult> {
+    fn from(error: Error) -> Self {
+        if error.kind == Kind::Interrupted {
+            return Self::new(EvalAltResult::ErrorTerminated(error.message.into(), Position::NONE));
+        }
+        let text = |value: Option<String>| value.map_or(Dynamic::UNIT, Dynamic::from);
+        let map = Map::from([
+            ("kind".into(), error.kind.name().into()),
+            ("message".into(), error.message.into()),
+            ("hint".into(), text(error.hint)),
+            ("detail".into(), text(error.detail)),
+        ]);
+        Self::new(EvalAltResult::ErrorRuntime(map.into(), Position::NONE))
+    }
+}
 
 /// Turns any failure into an [`Error`] that names the operation: `fs::read(p).context(Kind::Internal, || ..)`.
 pub trait Context<T> {

@@ -4,10 +4,17 @@
 //! or `bench`. `script` is the only module that knows Rhai; the others can be used without it.
 
 pub mod bench;
+pub mod catalog;
+pub mod engine;
 pub mod error;
+pub mod http;
 pub mod lab;
+pub mod programs;
 pub mod provider;
+pub mod recipe;
+pub mod script;
 pub mod ssh;
+pub mod ui;
 pub mod units;
 
 pub use error::{Error, Kind};

@@ -82,6 +82,7 @@ pub struct Launch {
 
 /// One rule of a security group: who may reach a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ingress {
     pub port: u16,
     /// `me`, `any`, `group:NAME` or a CIDR block.

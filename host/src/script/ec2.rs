@@ -1,0 +1,404 @@
+//! `ec2`: instances and what they need, in EC2's words, whatever provider stands behind.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{Host, Run, fleet, options, run};
+use crate::{
+    Error, Kind,
+    lab::{self, LaunchOptions, plan::Wish},
+    provider::{Ingress, Instance, epoch_s},
+    ui::report::nearest,
+    units::Span,
+};
+
+type Raw<T> = Result<T, Box<EvalAltResult>>;
+
+/// More instances than this in one fleet are taken for a typing mistake.
+const COUNT_MAX: u32 = 200;
+/// How long `wait` waits unless told otherwise.
+const WAIT_WITHIN: Duration = Duration::from_secs(300);
+/// Pause between two looks at instances that are still pending.
+const POLL_EVERY: Duration = Duration::from_millis(200);
+
+/// Options of `ec2::key_pair`.
+#[derive(Debug, Deserialize)]
+struct KeyPair {
+    /// Lower-case letters, digits, `-` and `_`.
+    name: String,
+}
+
+/// Options of `ec2::security_group`.
+#[derive(Debug, Deserialize)]
+struct SecurityGroup {
+    name: String,
+    /// List of `#{ port, from }`; `from` is `"me"`, `"any"`, `"group:NAME"` or a CIDR block.
+    ingress: Vec<Ingress>,
+}
+
+/// Options of `ec2::image`.
+#[derive(Debug, Deserialize)]
+struct Image {
+    /// For example `"ubuntu-22.04"`.
+    name: String,
+}
+
+/// Options of `ec2::instances`.
+#[derive(Debug, Deserialize)]
+struct Instances {
+    /// Name of the fleet; its members are called NAME-1, NAME-2, ...
+    name: String,
+    /// The instance type, for example `"t2.micro"`.
+    #[serde(rename = "type")]
+    instance_type: String,
+    /// Exactly how many members the fleet has.
+    count: u32,
+    /// The cluster they serve.
+    #[serde(default)]
+    cluster: Option<String>,
+    /// What they are for, for example `"balancer"`.
+    #[serde(default)]
+    role: Option<String>,
+    /// Name of the key pair (default: `"lab"`).
+    #[serde(default)]
+    key: Option<String>,
+    /// Name of the security group.
+    #[serde(default)]
+    group: Option<String>,
+    /// The image that `ec2::image` found.
+    #[serde(default)]
+    image: Option<String>,
+    /// Further tags.
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+}
+
+/// Options of `ec2::wait`.
+#[derive(Debug, Default, Deserialize)]
+struct Wait {
+    /// `"running"` or `"ssh"` (a login works; the default).
+    #[serde(default)]
+    until: Option<String>,
+    /// For all of them together (default: 5 min).
+    #[serde(default)]
+    timeout: Option<Span>,
+}
+
+/// Options of `ec2::list`: only hosts that match all of them.
+#[derive(Debug, Default, Deserialize)]
+struct Filter {
+    #[serde(default)]
+    cluster: Option<String>,
+    #[serde(default)]
+    role: Option<String>,
+    #[serde(default)]
+    fleet: Option<String>,
+}
+
+/// Options of `ec2::destroy`.
+#[derive(Debug, Default, Deserialize)]
+struct Destroy {
+    /// Must be true, or nothing is removed and what would be is listed.
+    #[serde(default)]
+    confirm: bool,
+    /// Keep key pair and security groups for the next run.
+    #[serde(default)]
+    keep_bootstrap: bool,
+}
+
+pub(super) fn known_options(known: &mut options::Known) {
+    known.insert("ec2::key_pair", options::fields::<KeyPair>());
+    known.insert("ec2::security_group", options::fields::<SecurityGroup>());
+    known.insert("ec2::image", options::fields::<Image>());
+    known.insert("ec2::instances", options::fields::<Instances>());
+    known.insert("ec2::wait", options::fields::<Wait>());
+    known.insert("ec2::list", options::fields::<Filter>());
+    known.insert("ec2::destroy", options::fields::<Destroy>());
+}
+
+pub(super) fn register(engine: &mut Engine) {
+    engine.register_static_module("ec2", rhai::exported_module!(functions).into());
+}
+
+/// Names go into file names, tags and shell text, so they are plain words.
+fn check_name(function: &str, name: &str) -> Result<(), Error> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if (1..=40).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('-') {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Recipe, format!("{function}: {name:?} cannot be a name"))
+        .with_hint("Use up to 40 lower-case letters, digits and `-`."))
+}
+
+fn check_type(run: &Run, instance_type: &str) -> Result<(), Error> {
+    let known = run.lab.provider().instance_types();
+    if known.contains(&instance_type) {
+        return Ok(());
+    }
+    let near = nearest(instance_type, known.iter().copied());
+    let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
+    Err(Error::new(Kind::Recipe, format!("unknown instance type `{instance_type}`"))
+        .with_hint(format!("{near}Known are {}.", known.join(", "))))
+}
+
+fn check_fleet(run: &Run, options: &Instances) -> Result<(), Error> {
+    check_name("ec2::instances", &options.name)?;
+    for name in options.cluster.iter().chain(&options.role).chain(&options.key).chain(&options.group) {
+        check_name("ec2::instances", name)?;
+    }
+    if options.count > COUNT_MAX {
+        let message = format!("ec2::instances: {} members of {} are too many", options.count, options.name);
+        return Err(Error::new(Kind::Recipe, message).with_hint(format!("A fleet has at most {COUNT_MAX}.")));
+    }
+    check_type(run, &options.instance_type)
+}
+
+fn ensure_instances(run: &Arc<Run>, options: Instances) -> Result<Vec<Host>, Error> {
+    check_fleet(run, &options)?;
+    let wish = Wish {
+        fleet: options.name,
+        instance_type: options.instance_type,
+        count: options.count,
+        cluster: options.cluster,
+        role: options.role,
+    };
+    let launch = LaunchOptions {
+        key: options.key.unwrap_or_else(|| "lab".to_owned()),
+        group: options.group,
+        image: options.image,
+        tags: options.tags,
+    };
+    let fleet = run.change("the launch of instances", run.lab.ensure_fleet(&wish, launch))?;
+    let kept = fleet.instances.len() - fleet.launched.len();
+    let launched = match fleet.launched.len() {
+        0 => String::new(),
+        count => format!(", {count} launched ({})", fleet.launched.join(", ")),
+    };
+    run.ui.note(&format!("{} ({}): {kept} kept{launched}", wish.fleet, wish.instance_type));
+    for (instance, reason) in &fleet.retiring {
+        run.ui.note(&format!("{}: {} will be drained and terminated: {reason}", instance.name, instance.id));
+    }
+    Ok(fleet.instances.into_iter().map(Host::from).collect())
+}
+
+/// Waits until all are running, in one poll for all of them.
+async fn wait_running(run: &Run, hosts: &[Host], deadline: Instant) -> Result<Vec<Host>, Error> {
+    loop {
+        let listed = run.lab.list().await?;
+        let found: Vec<&Instance> =
+            hosts.iter().filter_map(|host| listed.iter().find(|instance| instance.id == host.0.id)).collect();
+        if found.len() == hosts.len() && found.iter().all(|instance| lab::is_running(instance)) {
+            run.lab.renew_views(&listed)?;
+            return Ok(found.into_iter().cloned().map(Host::from).collect());
+        }
+        if Instant::now() >= deadline {
+            let running = |host: &&Host| !found.iter().any(|i| i.id == host.0.id && lab::is_running(i));
+            let names: Vec<_> = hosts.iter().filter(running).map(|host| host.0.name.as_str()).collect();
+            return Err(Error::host(format!("wait for {}: still not running", names.join(", ")))
+                .with_hint("Raise `timeout` of ec2::wait, or look at `labhost status`."));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+}
+
+fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>, Error> {
+    let until = options.until.as_deref().unwrap_or("ssh");
+    if !["running", "ssh"].contains(&until) {
+        return Err(Error::new(Kind::Recipe, format!("ec2::wait: `until` cannot be {until:?}"))
+            .with_hint("It is \"running\" or \"ssh\"."));
+    }
+    let deadline = Instant::now() + options.timeout.map_or(WAIT_WITHIN, |timeout| timeout.0);
+    let hosts = run.wait(wait_running(run, hosts, deadline))?;
+    if until == "ssh" {
+        let connect = async {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut tasks = tokio::task::JoinSet::new();
+            for host in hosts.clone() {
+                let run = Arc::clone(run);
+                tasks.spawn(async move { run.sessions.connect(&host.0, left).await.map(drop) });
+            }
+            tasks.join_all().await.into_iter().collect::<Result<Vec<()>, Error>>()
+        };
+        run.wait(connect)?;
+    }
+    run.ui.note(&format!(
+        "{} instances are {}",
+        hosts.len(),
+        if until == "ssh" { "reachable" } else { "running" }
+    ));
+    Ok(hosts)
+}
+
+fn list_matching(run: &Run, filter: &Filter) -> Result<Vec<Host>, Error> {
+    let matches = |wish: &Option<String>, have: Option<&str>| wish.is_none() || wish.as_deref() == have;
+    let listed = run.wait(run.lab.list())?;
+    let hosts = listed.into_iter().filter(|instance| {
+        matches(&filter.cluster, instance.cluster.as_deref())
+            && matches(&filter.role, instance.role.as_deref())
+            && matches(&filter.fleet, Some(&instance.fleet))
+    });
+    Ok(hosts.map(Host::from).collect())
+}
+
+fn destroy_lab(run: &Run, options: &Destroy) -> Result<bool, Error> {
+    let remains = run.wait(run.lab.remains())?;
+    if remains.is_empty() {
+        run.ui.info("nothing to do: this lab has nothing left");
+        return Ok(false);
+    }
+    if !options.confirm {
+        run.ui.info(&format!("this would remove:\n  {}", remains.join("\n  ")));
+        return Err(Error::new(Kind::Confirm, "nothing was removed: --confirm is missing")
+            .with_hint("Run the same command with --confirm to remove all of it."));
+    }
+    run.wait(async {
+        run.sessions.close().await;
+        Ok(())
+    })?;
+    run.change("the teardown", run.lab.destroy(options.keep_bootstrap))?;
+    run.ui.info(&format!("removed:\n  {}", remains.join("\n  ")));
+    Ok(true)
+}
+
+fn to_array(hosts: Vec<Host>) -> Array {
+    hosts.into_iter().map(Dynamic::from).collect()
+}
+
+/// Instances and what they need. Every function ensures a state by name, so that running a recipe again changes
+/// only what differs.
+#[export_module]
+mod functions {
+    use super::*;
+
+    /// Makes a login key: generated here, 0600 under artifacts/keys, its public half given to the provider.
+    /// Options: `name`. Returns `#{ name, path, fingerprint }`.
+    #[rhai_fn(return_raw)]
+    pub fn key_pair(context: NativeCallContext, options: Map) -> Raw<Map> {
+        let run = run(&context)?;
+        let options: KeyPair = options::decode("ec2::key_pair", options)?;
+        check_name("ec2::key_pair", &options.name)?;
+        let pair = run.change("the import of the key", run.lab.ensure_key(&options.name))?;
+        Ok(Map::from([
+            ("name".into(), options.name.into()),
+            ("path".into(), pair.path.display().to_string().into()),
+            ("fingerprint".into(), pair.fingerprint.into()),
+        ]))
+    }
+
+    /// Makes a security group have exactly these rules. Options: `name`, `ingress` (list of `#{ port, from }`; `from`
+    /// is `"me"`, `"any"`, `"group:NAME"` or a CIDR block). Local instances are reachable from this machine only,
+    /// whatever the rules. Returns `#{ name }`.
+    #[rhai_fn(return_raw)]
+    pub fn security_group(context: NativeCallContext, options: Map) -> Raw<Map> {
+        let run = run(&context)?;
+        let options: SecurityGroup = options::decode("ec2::security_group", options)?;
+        check_name("ec2::security_group", &options.name)?;
+        run.change("the security group", run.lab.ensure_group(&options.name, &options.ingress))?;
+        Ok(Map::from([("name".into(), options.name.into())]))
+    }
+
+    /// Finds the image that instances boot from. Options: `name`. Returns `#{ name, id }`; local instances have the
+    /// image `local`.
+    #[rhai_fn(return_raw)]
+    pub fn image(context: NativeCallContext, options: Map) -> Raw<Map> {
+        let run = run(&context)?;
+        let options: Image = options::decode("ec2::image", options)?;
+        let id = run.wait(run.lab.provider().image(&options.name))?;
+        Ok(Map::from([("name".into(), options.name.into()), ("id".into(), id.into())]))
+    }
+
+    /// Makes a fleet exist: launches what is missing, replaces what changed its type, and marks what is too much.
+    /// What has to go is drained and terminated when the recipe has ended well. Options: `name`, `type`, `count`,
+    /// `cluster`, `role`, `key`, `group`, `image`, `tags`. Returns the hosts, in order.
+    #[rhai_fn(return_raw)]
+    pub fn instances(context: NativeCallContext, options: Map) -> Raw<Array> {
+        let run = run(&context)?;
+        let options: Instances = options::decode("ec2::instances", options)?;
+        Ok(to_array(ensure_instances(&run, options)?))
+    }
+
+    /// Waits until all hosts accept a login. Returns them anew, with their addresses.
+    #[rhai_fn(return_raw)]
+    pub fn wait(context: NativeCallContext, hosts: Array) -> Raw<Array> {
+        wait_with(context, hosts, Map::new())
+    }
+
+    /// As `wait`, with options `until` (`"running"` or `"ssh"`) and `timeout`.
+    #[rhai_fn(name = "wait", return_raw)]
+    pub fn wait_with(context: NativeCallContext, hosts: Array, options: Map) -> Raw<Array> {
+        let run = run(&context)?;
+        let options: Wait = options::decode("ec2::wait", options)?;
+        Ok(to_array(wait_for(&run, &fleet::hosts_of(hosts)?, &options)?))
+    }
+
+    /// All hosts of this lab.
+    #[rhai_fn(return_raw)]
+    pub fn list(context: NativeCallContext) -> Raw<Array> {
+        list_with(context, Map::new())
+    }
+
+    /// The hosts that match `cluster`, `role` and `fleet`.
+    #[rhai_fn(name = "list", return_raw)]
+    pub fn list_with(context: NativeCallContext, filter: Map) -> Raw<Array> {
+        let run = run(&context)?;
+        let filter: Filter = options::decode("ec2::list", filter)?;
+        Ok(to_array(list_matching(&run, &filter)?))
+    }
+
+    /// Terminates hosts at once, without draining.
+    #[rhai_fn(return_raw)]
+    pub fn terminate(context: NativeCallContext, hosts: Array) -> Raw<()> {
+        let run = run(&context)?;
+        let instances: Vec<_> = fleet::hosts_of(hosts)?.iter().map(|host| (*host.0).clone()).collect();
+        Ok(run.change("the termination of instances", run.lab.retire(&instances))?)
+    }
+
+    /// Removes everything this lab made; benchmark results stay. Options: `confirm` (without it, what would be
+    /// removed is listed and the recipe ends with exit code 7), `keep_bootstrap`. Returns whether there was anything.
+    #[rhai_fn(return_raw)]
+    pub fn destroy(context: NativeCallContext, options: Map) -> Raw<bool> {
+        let run = run(&context)?;
+        let options: Destroy = options::decode("ec2::destroy", options)?;
+        Ok(destroy_lab(&run, &options)?)
+    }
+
+    /// What the lab costs: `#{ instances, usd_per_hour, note }`. Local instances cost nothing.
+    #[rhai_fn(return_raw)]
+    pub fn cost(context: NativeCallContext) -> Raw<Map> {
+        let run = run(&context)?;
+        let count = run.wait(run.lab.list())?.len() as i64;
+        Ok(Map::from([
+            ("instances".into(), count.into()),
+            ("usd_per_hour".into(), 0.0.into()),
+            ("note".into(), "local instances cost nothing".into()),
+        ]))
+    }
+
+    /// Lets the lab live for this long from now, for example `"2h"`. Returns when it ends, in seconds since the
+    /// epoch.
+    #[rhai_fn(return_raw)]
+    pub fn extend(context: NativeCallContext, ttl: &str) -> Raw<i64> {
+        let run = run(&context)?;
+        let ttl: Span = ttl.parse().map_err(|cause: String| Error::new(Kind::Recipe, cause))?;
+        Ok(run.change("the extension", run.lab.extend(ttl.0))? as i64)
+    }
+
+    /// What the lab runs on: `#{ provider, expires_in_s }`; `expires_in_s` is `()` without instances.
+    #[rhai_fn(return_raw)]
+    pub fn info(context: NativeCallContext) -> Raw<Map> {
+        let run = run(&context)?;
+        let expires = run.wait(run.lab.list())?.iter().map(|instance| instance.expires_at_s).max();
+        let left = expires.map(|at| at.saturating_sub(epoch_s(SystemTime::now())) as i64);
+        Ok(Map::from([
+            ("provider".into(), run.lab.provider().name().into()),
+            ("expires_in_s".into(), left.map_or(Dynamic::UNIT, Dynamic::from)),
+        ]))
+    }
+}

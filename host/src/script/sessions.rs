@@ -1,0 +1,58 @@
+//! One SSH connection per instance and run, opened when first needed.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Error, lab, provider::Instance, ssh::Session};
+
+/// The connections of a run; at most one per instance.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    config: PathBuf,
+    control_dir: PathBuf,
+    cancel: CancellationToken,
+    open: Mutex<HashMap<String, Arc<OnceCell<Session>>>>,
+}
+
+/// How long a host that is up may take to accept a login, when the recipe has not waited for it before.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
+
+impl Sessions {
+    pub(super) fn new(state_dir: &Path, cancel: CancellationToken) -> Self {
+        let control_dir = lab::runtime_dir(state_dir).join("ssh");
+        Self { config: state_dir.join("ssh_config"), control_dir, cancel, open: Mutex::default() }
+    }
+
+    /// The connection to this instance, made within the default time if there is none yet.
+    pub(super) async fn get(&self, instance: &Instance) -> Result<Session, Error> {
+        self.connect(instance, CONNECT_WITHIN).await
+    }
+
+    pub(super) async fn connect(&self, instance: &Instance, within: Duration) -> Result<Session, Error> {
+        let cell = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(open.entry(instance.id.clone()).or_default())
+        };
+        let connect =
+            || Session::connect(instance, &self.config, &self.control_dir, within, self.cancel.clone());
+        cell.get_or_try_init(connect).await.cloned()
+    }
+
+    pub(super) async fn close(&self) {
+        let open: Vec<_> =
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, cell)| cell).collect();
+        let mut closing = tokio::task::JoinSet::new();
+        for session in open.iter().filter_map(|cell| cell.get()).cloned() {
+            closing.spawn(session.close());
+        }
+        // A connection that does not end in time is ended by its own idle limit.
+        let _ = tokio::time::timeout(Duration::from_secs(1), closing.join_all()).await;
+    }
+}
