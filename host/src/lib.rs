@@ -5,8 +5,10 @@
 
 pub mod bench;
 pub mod catalog;
+pub mod check;
 pub mod engine;
 pub mod error;
+pub mod failure;
 pub mod http;
 pub mod lab;
 pub mod programs;
