@@ -278,7 +278,7 @@ impl Checker<'_> {
         let Some(known) = self.known.get(function.as_str()).copied() else { return };
         let Some(Expr::Map(map, _)) = call.args.last() else { return };
         for (key, _) in &map.0 {
-            if !known.contains(&key.name.as_str()) {
+            if known.iter().all(|option| option.name != key.name.as_str()) {
                 self.report(&scope.file, key.pos, options::unknown_key(&function, &key.name, known));
             }
         }

@@ -1,1 +1,46 @@
-fn main() {}
+//! Arguments -> engine -> run -> exit code; nothing else.
+
+use std::{process::ExitCode, sync::Arc};
+
+use labhost::{
+    Error, Kind,
+    cli::{self, Cli, Command},
+    commands, doctor,
+    failure::Problem,
+    provider::local,
+    runner,
+    ui::Ui,
+};
+
+fn main() -> ExitCode {
+    let Cli { options, command } = cli::parse();
+    let ui = Arc::new(Ui::new(options.json));
+    let one = |result: Result<(), Error>| result.map_err(|error| vec![Problem::from(error)]);
+    let result = match command {
+        Command::Recipe(words) => runner::run(&options, &words, &ui),
+        Command::Check { recipe } => commands::check(&recipe, &ui),
+        Command::Docs { name } => one(commands::docs(name.as_deref(), &ui)),
+        Command::Status => one(commands::status(&options, &ui)),
+        Command::Ssh { host, command } => one(commands::ssh(&options, &host, &command)),
+        Command::Logs { host, service, follow, lines } => {
+            one(commands::logs(&options, &host, &service, lines, follow))
+        }
+        Command::Extend { ttl } => one(commands::extend(&options, ttl, &ui)),
+        Command::Doctor => one(doctor::run(&ui)),
+        Command::Agent => one(runner::state_dir(&options, None).and_then(|dir| local::agent_main(&dir))),
+        Command::Guest { words } => {
+            return ExitCode::from(u8::try_from(local::guest_main(&words)).unwrap_or(1));
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problems) => report(&ui, &problems),
+    }
+}
+
+fn report(ui: &Ui, problems: &[Problem]) -> ExitCode {
+    for problem in problems {
+        ui.error(&problem.failure.render(), problem.event());
+    }
+    ExitCode::from(problems.first().map_or(Kind::Internal, |problem| problem.kind).exit_code())
+}

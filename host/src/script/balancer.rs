@@ -7,44 +7,45 @@ use std::{
 };
 
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Host, Run, fleet, options, run};
-use crate::{Error, Kind, error::Context as _, http, provider::Instance};
+use crate::{Error, Kind, error::Context as _, http, options::Options, options_map, provider::Instance};
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
 
 /// How long a balancer may take to show its status.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Options of `balancer::config`; what is left out has the balancer's own default.
-#[derive(Debug, Default, Deserialize)]
-struct Config {
-    /// The port of the workers (default: 8000).
-    #[serde(default)]
-    port: Option<u16>,
-    /// How a backend is chosen; the balancer's `--help` lists the policies.
-    #[serde(default)]
-    policy: Option<String>,
-    /// Threads (default: one per core).
-    #[serde(default)]
-    threads: Option<u16>,
-    /// Active checks: `#{ path, interval_ms, rise, fall }`.
-    #[serde(default)]
-    probe: Option<Value>,
-    /// `#{ connect_ms, head_ms, response_ms, body_idle_ms, keepalive_ms, drain_ms }`.
-    #[serde(default)]
-    timeouts: Option<Value>,
-    #[serde(default)]
-    limits: Option<Value>,
-    /// Request fields that are not sent to workers, by name or `prefix-*` (default: what browsers add).
-    #[serde(default)]
-    fields_not_forwarded: Option<Vec<String>>,
+options_map! {
+    /// Options of `balancer::config`; what is left out has the balancer's own default.
+    #[derive(Default)]
+    struct Config {
+        /// The port of the workers (default: 8000).
+        #[serde(default)]
+        port: Option<u16>,
+        /// How a backend is chosen; the balancer's `--help` lists the policies.
+        #[serde(default)]
+        policy: Option<String>,
+        /// Threads (default: one per core).
+        #[serde(default)]
+        threads: Option<u16>,
+        /// Active checks: `#{ path, interval_ms, rise, fall }`.
+        #[serde(default)]
+        probe: Option<Value>,
+        /// `#{ connect_ms, head_ms, response_ms, body_idle_ms, keepalive_ms, drain_ms }`.
+        #[serde(default)]
+        timeouts: Option<Value>,
+        #[serde(default)]
+        limits: Option<Value>,
+        /// Request fields that are not sent to workers, by name or `prefix-*` (default: what browsers add).
+        #[serde(default)]
+        fields_not_forwarded: Option<Vec<String>>,
+    }
 }
 
 pub(super) fn known_options(known: &mut options::Known) {
-    known.insert("balancer::config", options::fields::<Config>());
+    known.insert("balancer::config", <Config as Options>::OPTIONS);
 }
 
 pub(super) fn register(engine: &mut Engine) {
@@ -144,7 +145,7 @@ fn own_balancer(run: &Run) -> Result<Instance, Error> {
 }
 
 /// The parsed `/status` of the balancer on this instance.
-pub(super) async fn status_of(instance: &Instance) -> Result<Value, Error> {
+pub(crate) async fn status_of(instance: &Instance) -> Result<Value, Error> {
     let address =
         instance.public_ip.ok_or_else(|| Error::host(format!("{} has no address yet", instance.name)))?;
     status_at(SocketAddr::V4(SocketAddrV4::new(address, instance.http_port))).await

@@ -7,13 +7,14 @@ use std::{
 };
 
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Host, Run, fleet, options, run};
 use crate::{
     Error, Kind,
     lab::{self, LaunchOptions, plan::Wish},
+    options::Options,
+    options_map,
     provider::{Ingress, Instance, epoch_s},
     ui::report::nearest,
     units::Span,
@@ -28,99 +29,108 @@ const WAIT_WITHIN: Duration = Duration::from_secs(300);
 /// Pause between two looks at instances that are still pending.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
-/// Options of `ec2::key_pair`.
-#[derive(Debug, Deserialize)]
-struct KeyPair {
-    /// Lower-case letters, digits, `-` and `_`.
-    name: String,
+options_map! {
+    /// Options of `ec2::key_pair`.
+    struct KeyPair {
+        /// Lower-case letters, digits, `-` and `_`.
+        name: String,
+    }
 }
 
-/// Options of `ec2::security_group`.
-#[derive(Debug, Deserialize)]
-struct SecurityGroup {
-    name: String,
-    /// List of `#{ port, from }`; `from` is `"me"`, `"any"`, `"group:NAME"` or a CIDR block.
-    ingress: Vec<Ingress>,
+options_map! {
+    /// Options of `ec2::security_group`.
+    struct SecurityGroup {
+        name: String,
+        /// List of `#{ port, from }`; `from` is `"me"`, `"any"`, `"group:NAME"` or a CIDR block.
+        ingress: Vec<Ingress>,
+    }
 }
 
-/// Options of `ec2::image`.
-#[derive(Debug, Deserialize)]
-struct Image {
-    /// For example `"ubuntu-22.04"`.
-    name: String,
+options_map! {
+    /// Options of `ec2::image`.
+    struct Image {
+        /// For example `"ubuntu-22.04"`.
+        name: String,
+    }
 }
 
-/// Options of `ec2::instances`.
-#[derive(Debug, Deserialize)]
-struct Instances {
-    /// Name of the fleet; its members are called NAME-1, NAME-2, ...
-    name: String,
-    /// The instance type, for example `"t2.micro"`.
-    #[serde(rename = "type")]
-    instance_type: String,
-    /// Exactly how many members the fleet has.
-    count: u32,
-    /// The cluster they serve.
-    #[serde(default)]
-    cluster: Option<String>,
-    /// What they are for, for example `"balancer"`.
-    #[serde(default)]
-    role: Option<String>,
-    /// Name of the key pair (default: `"lab"`).
-    #[serde(default)]
-    key: Option<String>,
-    /// Name of the security group.
-    #[serde(default)]
-    group: Option<String>,
-    /// The image that `ec2::image` found.
-    #[serde(default)]
-    image: Option<String>,
-    /// Further tags.
-    #[serde(default)]
-    tags: BTreeMap<String, String>,
+options_map! {
+    /// Options of `ec2::instances`.
+    struct Instances {
+        /// Name of the fleet; its members are called NAME-1, NAME-2, ...
+        name: String,
+        /// The instance type, for example `"t2.micro"`.
+        r#type: String,
+        /// Exactly how many members the fleet has.
+        count: u32,
+        /// The cluster they serve.
+        #[serde(default)]
+        cluster: Option<String>,
+        /// What they are for, for example `"balancer"`.
+        #[serde(default)]
+        role: Option<String>,
+        /// Name of the key pair (default: `"lab"`).
+        #[serde(default)]
+        key: Option<String>,
+        /// Name of the security group.
+        #[serde(default)]
+        group: Option<String>,
+        /// The image that `ec2::image` found.
+        #[serde(default)]
+        image: Option<String>,
+        /// Further tags.
+        #[serde(default)]
+        tags: BTreeMap<String, String>,
+    }
 }
 
-/// Options of `ec2::wait`.
-#[derive(Debug, Default, Deserialize)]
-struct Wait {
-    /// `"running"` or `"ssh"` (a login works; the default).
-    #[serde(default)]
-    until: Option<String>,
-    /// For all of them together (default: 5 min).
-    #[serde(default)]
-    timeout: Option<Span>,
+options_map! {
+    /// Options of `ec2::wait`.
+    #[derive(Default)]
+    struct Wait {
+        /// `"running"` or `"ssh"` (a login works; the default).
+        #[serde(default)]
+        until: Option<String>,
+        /// For all of them together (default: 5 min).
+        #[serde(default)]
+        timeout: Option<Span>,
+    }
 }
 
-/// Options of `ec2::list`: only hosts that match all of them.
-#[derive(Debug, Default, Deserialize)]
-struct Filter {
-    #[serde(default)]
-    cluster: Option<String>,
-    #[serde(default)]
-    role: Option<String>,
-    #[serde(default)]
-    fleet: Option<String>,
+options_map! {
+    /// Options of `ec2::list`: only hosts that match all of them.
+    #[derive(Default)]
+    struct Filter {
+        #[serde(default)]
+        cluster: Option<String>,
+        #[serde(default)]
+        role: Option<String>,
+        #[serde(default)]
+        fleet: Option<String>,
+    }
 }
 
-/// Options of `ec2::destroy`.
-#[derive(Debug, Default, Deserialize)]
-struct Destroy {
-    /// Must be true, or nothing is removed and what would be is listed.
-    #[serde(default)]
-    confirm: bool,
-    /// Keep key pair and security groups for the next run.
-    #[serde(default)]
-    keep_bootstrap: bool,
+options_map! {
+    /// Options of `ec2::destroy`.
+    #[derive(Default)]
+    struct Destroy {
+        /// Must be true, or nothing is removed and what would be is listed.
+        #[serde(default)]
+        confirm: bool,
+        /// Keep key pair and security groups for the next run.
+        #[serde(default)]
+        keep_bootstrap: bool,
+    }
 }
 
 pub(super) fn known_options(known: &mut options::Known) {
-    known.insert("ec2::key_pair", options::fields::<KeyPair>());
-    known.insert("ec2::security_group", options::fields::<SecurityGroup>());
-    known.insert("ec2::image", options::fields::<Image>());
-    known.insert("ec2::instances", options::fields::<Instances>());
-    known.insert("ec2::wait", options::fields::<Wait>());
-    known.insert("ec2::list", options::fields::<Filter>());
-    known.insert("ec2::destroy", options::fields::<Destroy>());
+    known.insert("ec2::key_pair", <KeyPair as Options>::OPTIONS);
+    known.insert("ec2::security_group", <SecurityGroup as Options>::OPTIONS);
+    known.insert("ec2::image", <Image as Options>::OPTIONS);
+    known.insert("ec2::instances", <Instances as Options>::OPTIONS);
+    known.insert("ec2::wait", <Wait as Options>::OPTIONS);
+    known.insert("ec2::list", <Filter as Options>::OPTIONS);
+    known.insert("ec2::destroy", <Destroy as Options>::OPTIONS);
 }
 
 pub(super) fn register(engine: &mut Engine) {
@@ -157,14 +167,14 @@ fn check_fleet(run: &Run, options: &Instances) -> Result<(), Error> {
         let message = format!("ec2::instances: {} members of {} are too many", options.count, options.name);
         return Err(Error::new(Kind::Recipe, message).with_hint(format!("A fleet has at most {COUNT_MAX}.")));
     }
-    check_type(run, &options.instance_type)
+    check_type(run, &options.r#type)
 }
 
 fn ensure_instances(run: &Arc<Run>, options: Instances) -> Result<Vec<Host>, Error> {
     check_fleet(run, &options)?;
     let wish = Wish {
         fleet: options.name,
-        instance_type: options.instance_type,
+        instance_type: options.r#type,
         count: options.count,
         cluster: options.cluster,
         role: options.role,

@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
-use serde::Deserialize;
 
 use super::{fleet, options, service};
-use crate::{provider::Instance, units::Span};
+use crate::{options::Options, options_map, provider::Instance, units::Span};
 
 /// One instance. Cheap to clone; a snapshot taken when the recipe asked for it.
 #[derive(Debug, Clone)]
@@ -20,63 +19,71 @@ impl From<Instance> for Host {
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
 
-/// Options of `exec`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct Exec {
-    /// End the command after this time (default: none).
-    #[serde(default)]
-    pub(super) timeout: Option<Span>,
-    /// Variables for the command.
-    #[serde(default)]
-    pub(super) env: BTreeMap<String, String>,
-    /// Working directory (default: the login's home).
-    #[serde(default)]
-    pub(super) cwd: Option<String>,
-    /// Text for its standard input.
-    #[serde(default)]
-    pub(super) input: Option<String>,
-    /// Whether a status other than 0 is an error (default: true).
-    #[serde(default)]
-    pub(super) check: Option<bool>,
+options_map! {
+    /// Options of `exec`.
+    #[derive(Default)]
+    pub(super) struct Exec {
+        /// End the command after this time (default: none).
+        #[serde(default)]
+        pub(super) timeout: Option<Span>,
+        /// Variables for the command.
+        #[serde(default)]
+        pub(super) env: BTreeMap<String, String>,
+        /// Working directory (default: the login's home).
+        #[serde(default)]
+        pub(super) cwd: Option<String>,
+        /// Text for its standard input.
+        #[serde(default)]
+        pub(super) input: Option<String>,
+        /// Whether a status other than 0 is an error (default: true).
+        #[serde(default)]
+        pub(super) check: Option<bool>,
+    }
 }
 
-/// Options of `upload` and `write`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct Put {
-    /// Permissions in octal as text, for example `"0755"` (default: `"0755"` for uploads, `"0644"` for texts).
-    #[serde(default)]
-    pub(super) mode: Option<String>,
+options_map! {
+    /// Options of `upload` and `write`.
+    #[derive(Default)]
+    pub(super) struct Put {
+        /// Permissions in octal as text, for example `"0755"` (default: `"0755"` for uploads, `"0644"` for texts).
+        #[serde(default)]
+        pub(super) mode: Option<String>,
+    }
 }
 
-/// Options of `wait_http`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct WaitHttp {
-    /// Port on the host (default: its public web port).
-    #[serde(default)]
-    pub(super) port: Option<u16>,
-    /// The status to wait for (default: 200).
-    #[serde(default)]
-    pub(super) status: Option<u16>,
-    /// How long (default: 30 s).
-    #[serde(default)]
-    pub(super) timeout: Option<Span>,
+options_map! {
+    /// Options of `wait_http`.
+    #[derive(Default)]
+    pub(super) struct WaitHttp {
+        /// Port on the host (default: its public web port).
+        #[serde(default)]
+        pub(super) port: Option<u16>,
+        /// The status to wait for (default: 200).
+        #[serde(default)]
+        pub(super) status: Option<u16>,
+        /// How long (default: 30 s).
+        #[serde(default)]
+        pub(super) timeout: Option<Span>,
+    }
 }
 
-/// Options of `logs`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct Logs {
-    /// How many lines from the end (default: 50).
-    #[serde(default)]
-    pub(super) lines: Option<u32>,
+options_map! {
+    /// Options of `logs`.
+    #[derive(Default)]
+    pub(super) struct Logs {
+        /// How many lines from the end (default: 50).
+        #[serde(default)]
+        pub(super) lines: Option<u32>,
+    }
 }
 
 pub(super) fn known_options(known: &mut options::Known) {
-    known.insert("exec", options::fields::<Exec>());
-    known.insert("upload", options::fields::<Put>());
-    known.insert("write", options::fields::<Put>());
-    known.insert("wait_http", options::fields::<WaitHttp>());
-    known.insert("logs", options::fields::<Logs>());
-    known.insert("service", options::fields::<service::Service>());
+    known.insert("exec", <Exec as Options>::OPTIONS);
+    known.insert("upload", <Put as Options>::OPTIONS);
+    known.insert("write", <Put as Options>::OPTIONS);
+    known.insert("wait_http", <WaitHttp as Options>::OPTIONS);
+    known.insert("logs", <Logs as Options>::OPTIONS);
+    known.insert("service", <service::Service as Options>::OPTIONS);
 }
 
 pub(super) fn register(engine: &mut Engine) {

@@ -42,6 +42,8 @@ pub struct Run {
     pub root: PathBuf,
     /// Terminate fleets that the recipe no longer names.
     pub prune: bool,
+    /// An invalid benchmark result is a failure.
+    pub strict: bool,
     pub cancel: CancellationToken,
     pub runtime: tokio::runtime::Handle,
     sessions: sessions::Sessions,
@@ -68,7 +70,18 @@ impl Run {
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let sessions = sessions::Sessions::new(lab.dir(), cancel.clone());
-        Self { lab, ui, args, root, prune: false, cancel, runtime, sessions, waiting: Mutex::default() }
+        Self {
+            lab,
+            ui,
+            args,
+            root,
+            prune: false,
+            strict: false,
+            cancel,
+            runtime,
+            sessions,
+            waiting: Mutex::default(),
+        }
     }
 
     /// Waits for `work` on the script's thread; after Ctrl-C only for a moment more.
@@ -161,4 +174,5 @@ pub fn known_options() -> options::Known {
     known
 }
 
+pub(crate) use balancer::status_of as balancer_status;
 pub use wrapup::wrap_up;

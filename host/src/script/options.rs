@@ -1,25 +1,25 @@
-//! Options maps: decoding them, and knowing their keys before anything runs.
+//! Options maps of recipes: decoding them, and saying what is wrong with them.
 
 use std::collections::BTreeMap;
 
 use rhai::{Dynamic, Map};
-use serde::{
-    Deserializer,
-    de::{self, DeserializeOwned, IntoDeserializer as _, Visitor},
-    forward_to_deserialize_any,
+
+use crate::{
+    Error, Kind,
+    options::{OptionDoc, Options},
+    ui::report::nearest,
 };
 
-use crate::{Error, Kind, ui::report::nearest};
-
 /// Which keys the options map of a function may have.
-pub type Known = BTreeMap<&'static str, &'static [&'static str]>;
+pub type Known = BTreeMap<&'static str, &'static [OptionDoc]>;
 
-/// Decodes the options of `function`. An unknown key, a missing one or a value of the wrong type is an error of
-/// `Kind::Recipe` that names the key.
-pub fn decode<T: DeserializeOwned>(function: &str, options: Map) -> Result<T, Error> {
-    let keys = fields::<T>();
-    if let Some(unknown) = options.keys().find(|key| !keys.contains(&key.as_str())) {
-        return Err(unknown_key(function, unknown, keys));
+/// Decodes the options of `function`. An unknown key, a missing one or a value of the wrong type is an error that
+/// names the key.
+pub fn decode<T: Options>(function: &str, options: Map) -> Result<T, Error> {
+    if let Some(unknown) =
+        options.keys().find(|key| T::OPTIONS.iter().all(|known| known.name != key.as_str()))
+    {
+        return Err(unknown_key(function, unknown, T::OPTIONS));
     }
     let value = serde_json::to_value(Dynamic::from_map(options))
         .map_err(|cause| Error::new(Kind::Recipe, format!("options of {function}: {cause}")))?;
@@ -27,84 +27,72 @@ pub fn decode<T: DeserializeOwned>(function: &str, options: Map) -> Result<T, Er
         let path = cause.path().to_string();
         let place = if path == "." { String::new() } else { format!("option `{path}`: ") };
         Error::new(Kind::Recipe, format!("{function}: {place}{}", cause.inner()))
-            .with_hint(format!("`labhost docs {function}` shows every option with its type and default."))
+            .with_hint(format!("`labhost docs {function}` shows every option with its type."))
     })
 }
 
 /// The error for a key that `function` does not know.
 #[must_use]
-pub fn unknown_key(function: &str, key: &str, known: &[&str]) -> Error {
-    let suggestion = nearest(key, known.iter().copied())
+pub fn unknown_key(function: &str, key: &str, known: &[OptionDoc]) -> Error {
+    let names: Vec<_> = known.iter().map(|option| option.name).collect();
+    let near = nearest(key, names.iter().copied())
         .map_or_else(String::new, |near| format!("did you mean `{near}`? "));
     Error::new(Kind::Compile, format!("unknown option `{key}` of {function}"))
-        .with_hint(format!("{suggestion}Its options are {}.", known.join(", ")))
-}
-
-/// The names of a struct's fields, as serde knows them.
-#[must_use]
-pub fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
-    struct Spy<'a>(&'a mut &'static [&'static str]);
-    impl<'de> Deserializer<'de> for Spy<'_> {
-        type Error = de::value::Error;
-        fn deserialize_struct<V: Visitor<'de>>(
-            self,
-            _name: &'static str,
-            fields: &'static [&'static str],
-            _visitor: V,
-        ) -> Result<V::Value, Self::Error> {
-            *self.0 = fields;
-            Err(de::Error::custom("only the names were wanted"))
-        }
-        fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-            ().into_deserializer().deserialize_any(visitor)
-        }
-        forward_to_deserialize_any! {
-            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-        }
-    }
-    let mut names: &'static [&'static str] = &[];
-    let _ = T::deserialize(Spy(&mut names));
-    names
+        .with_hint(format!("{near}Its options are {}.", names.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Span;
-    use serde::Deserialize;
+    use crate::{options_map, units::Span};
 
-    #[derive(Debug, Deserialize, PartialEq)]
-    struct Options {
-        name: String,
-        count: u32,
-        #[serde(default)]
-        timeout: Option<Span>,
+    options_map! {
+        /// For the tests.
+        struct Sample {
+            /// The name.
+            r#type: String,
+            count: u32,
+            /// How long.
+            #[serde(default)]
+            timeout: Option<Span>,
+        }
     }
 
-    fn decoded(text: &str) -> Result<Options, Error> {
+    fn decoded(text: &str) -> Result<Sample, Error> {
         let map = rhai::Engine::new().eval::<Map>(text).unwrap();
         decode("ec2::instances", map)
     }
 
     #[test]
-    fn field_names_come_from_the_struct() {
-        assert_eq!(fields::<Options>(), ["name", "count", "timeout"]);
+    fn keys_come_from_the_struct() {
+        let shown: Vec<_> =
+            Sample::OPTIONS.iter().map(|key| (key.name, key.kind_shown(), key.doc.trim())).collect();
+        let expected = [
+            ("type", "text".to_owned(), "The name."),
+            ("count", "whole number".to_owned(), ""),
+            ("timeout", "duration, optional".to_owned(), "How long."),
+        ];
+        assert_eq!(shown, expected);
+        let sample = decoded(r#"#{ type: "a", count: 2, timeout: "2s" }"#).unwrap();
+        assert_eq!(
+            (sample.r#type.as_str(), sample.count, sample.timeout.unwrap().to_string().as_str()),
+            ("a", 2, "2s")
+        );
     }
 
     #[test]
     fn unknown_key_names_the_nearest() {
-        let error = decoded(r#"#{ name: "a", cuont: 4 }"#).unwrap_err();
+        let error = decoded(r#"#{ type: "a", cuont: 4 }"#).unwrap_err();
         assert!(error.hint.unwrap().contains("did you mean `count`?"));
     }
 
     #[test]
     fn wrong_type_names_the_key() {
         for (text, expected) in [
-            (r#"#{ name: "a", count: "four" }"#, "option `count`"),
-            (r#"#{ name: "a", count: -1 }"#, "option `count`"),
-            (r#"#{ count: 1 }"#, "name"),
-            (r#"#{ name: "a", count: 1, timeout: "soon" }"#, "option `timeout`"),
+            (r#"#{ type: "a", count: "four" }"#, "option `count`"),
+            (r#"#{ type: "a", count: -1 }"#, "option `count`"),
+            (r#"#{ count: 1 }"#, "type"),
+            (r#"#{ type: "a", count: 1, timeout: "soon" }"#, "option `timeout`"),
         ] {
             let error = decoded(text).unwrap_err();
             assert!(error.message.contains(expected), "{text}: {error}");

@@ -6,13 +6,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rhai::{Array, Dynamic, EvalAltResult, Map, NativeCallContext};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Host, fleet, options, run};
 use crate::{
-    Error, Kind,
+    Error, Kind, options_map,
     ssh::{Command, Session, quote},
     ui::report::nearest,
     units::Span,
@@ -27,34 +26,35 @@ const READY_SLICE: Duration = Duration::from_millis(500);
 /// Lines of a log shown with an error.
 const LOG_LINES: u32 = 20;
 
-/// Options of `service`.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct Service {
-    /// Lower-case letters, digits and `-`.
-    name: String,
-    /// The command line. `{id}` and other properties of the host in braces are replaced.
-    exec: String,
-    /// Variables for the program.
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    /// Files whose change restarts the service (the program itself, when `exec` begins with `./`, always does).
-    #[serde(default)]
-    files: Vec<String>,
-    /// Files whose change only makes the service reload (SIGHUP).
-    #[serde(default)]
-    reload_files: Vec<String>,
-    /// A path that must answer 200 before the call returns.
-    #[serde(default)]
-    ready: Option<String>,
-    /// The port of `ready` (default: the host's public web port).
-    #[serde(default)]
-    port: Option<u16>,
-    /// How long `ready` may take (default: 30 s).
-    #[serde(default)]
-    timeout: Option<Span>,
-    /// Whether a program that ends is started again (default: true).
-    #[serde(default)]
-    restart: Option<bool>,
+options_map! {
+    /// Options of `service`.
+    pub(super) struct Service {
+        /// Lower-case letters, digits and `-`.
+        name: String,
+        /// The command line. `{id}` and other properties of the host in braces are replaced.
+        exec: String,
+        /// Variables for the program.
+        #[serde(default)]
+        env: BTreeMap<String, String>,
+        /// Files whose change restarts the service (the program itself, when `exec` begins with `./`, always does).
+        #[serde(default)]
+        files: Vec<String>,
+        /// Files whose change only makes the service reload (SIGHUP).
+        #[serde(default)]
+        reload_files: Vec<String>,
+        /// A path that must answer 200 before the call returns.
+        #[serde(default)]
+        ready: Option<String>,
+        /// The port of `ready` (default: the host's public web port).
+        #[serde(default)]
+        port: Option<u16>,
+        /// How long `ready` may take (default: 30 s).
+        #[serde(default)]
+        timeout: Option<Span>,
+        /// Whether a program that ends is started again (default: true).
+        #[serde(default)]
+        restart: Option<bool>,
+    }
 }
 
 /// What became of a service on one host.

@@ -1,0 +1,181 @@
+//! The command line.
+//!
+//! `labhost RECIPE [ARGUMENTS]` and a few commands around it. Options of labhost may stand before or after the
+//! recipe; what labhost does not know belongs to the recipe.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::units::Span;
+
+/// Boots a lab, deploys to it, benchmarks it and tears it down, as a recipe says.
+#[derive(Debug, Parser)]
+#[command(
+    name = "labhost",
+    version,
+    override_usage = "labhost [OPTIONS] RECIPE [ARGUMENTS]...\n       labhost [OPTIONS] COMMAND",
+    after_help = "RECIPE is a Rhai script, for example recipes/run.rhai; `labhost RECIPE --help` says what it takes.\n\
+                  Exit codes: 0 done, 1 recipe error, 2 usage, 3 recipe does not compile, 4 provider refused, 5 a host \
+                  failed,\n6 objective failed, 7 confirmation missing, 8 teardown incomplete, 9 locked, 70 internal, \
+                  130 interrupted."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub options: Options,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that hold for every command.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Where instances come from: `local` (this machine) or `ec2`.
+    #[arg(long, global = true, env = "LABHOST_PROVIDER", default_value = "local", value_name = "NAME")]
+    pub provider: String,
+    /// The folder for the lab's state, keys and results [default: `artifacts` beside `recipes`].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How long new instances live before they end by themselves.
+    #[arg(long, global = true, default_value = "2h", value_name = "TIME")]
+    pub ttl: Span,
+    /// The most instances that the lab may have.
+    #[arg(long, global = true, default_value_t = 64, value_name = "COUNT")]
+    pub max_instances: usize,
+    /// Terminate fleets that the recipe no longer names.
+    #[arg(long, global = true)]
+    pub prune: bool,
+    /// End the recipe after this time.
+    #[arg(long, global = true, default_value = "1h", value_name = "TIME")]
+    pub time_limit: Span,
+    /// Make an invalid benchmark result a failure (exit code 6).
+    #[arg(long, global = true)]
+    pub strict: bool,
+    /// One JSON event per line on standard output instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Find mistakes in a recipe without running it.
+    Check { recipe: String },
+    /// Show what recipes can call: everything, a module (`ec2`) or a function (`ec2::instances`).
+    Docs { name: Option<String> },
+    /// Show the lab's instances and services.
+    Status,
+    /// Log in to a host, or run a command on it.
+    Ssh {
+        host: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Show what a service on a host has printed.
+    Logs {
+        host: String,
+        service: String,
+        /// Go on showing new lines until Ctrl-C.
+        #[arg(long, short)]
+        follow: bool,
+        /// How many lines from the end.
+        #[arg(long, short = 'n', default_value_t = 50)]
+        lines: u32,
+    },
+    /// Let the lab live for this long from now, for example 2h.
+    Extend { ttl: Span },
+    /// Say what is missing on this machine and how to get it.
+    Doctor,
+    #[command(hide = true)]
+    Agent,
+    #[command(hide = true)]
+    Guest {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Anything else is a recipe and its arguments.
+    #[command(external_subcommand)]
+    Recipe(Vec<String>),
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "labhost", no_binary_name = true)]
+struct OptionsOnly {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Reads the command line; prints help or a usage error and ends the process where clap does.
+#[must_use]
+pub fn parse() -> Cli {
+    match parse_from(std::env::args().collect()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    }
+}
+
+fn parse_from(words: Vec<String>) -> Result<Cli, clap::Error> {
+    let cli = Cli::try_parse_from(&words)?;
+    let Command::Recipe(recipe) = cli.command else { return Ok(cli) };
+    let Some((name, rest)) = recipe.split_first() else {
+        return Err(Cli::command().error(clap::error::ErrorKind::MissingSubcommand, "a recipe is missing"));
+    };
+    // The options before the recipe are read again together with those after it.
+    let before = words.len() - recipe.len();
+    let (own, rest) = hoist(rest);
+    let options = OptionsOnly::try_parse_from(words[1..before].iter().cloned().chain(own))?.options;
+    let command = Command::Recipe(std::iter::once(name.clone()).chain(rest).collect());
+    Ok(Cli { options, command })
+}
+
+/// Takes labhost's own options out of a recipe's words; after `--` everything is the recipe's.
+fn hoist(words: &[String]) -> (Vec<String>, Vec<String>) {
+    let command = OptionsOnly::command();
+    let (mut own, mut rest) = (Vec::new(), Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if word == "--" {
+            rest.push(word.clone());
+            rest.extend(words.by_ref().cloned());
+            break;
+        }
+        let name = word.strip_prefix("--").map(|flag| flag.split('=').next().unwrap_or(flag));
+        let known = command.get_arguments().find(|argument| name.is_some() && argument.get_long() == name);
+        match known {
+            None => rest.push(word.clone()),
+            Some(argument) => {
+                own.push(word.clone());
+                if argument.get_action().takes_values() && !word.contains('=') {
+                    own.extend(words.next().cloned());
+                }
+            }
+        }
+    }
+    (own, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &str) -> Result<Cli, clap::Error> {
+        parse_from(std::iter::once("labhost").chain(words.split_whitespace()).map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn options_may_stand_on_either_side_of_the_recipe() {
+        let cli = parsed("--ttl 1h recipes/run.rhai a --json --mode closed --state /x -- --prune").unwrap();
+        assert!(cli.options.json && !cli.options.prune);
+        assert_eq!(cli.options.ttl.to_string(), "1h");
+        assert_eq!(cli.options.state, Some(PathBuf::from("/x")));
+        let Command::Recipe(words) = cli.command else { panic!("no recipe") };
+        assert_eq!(words, ["recipes/run.rhai", "a", "--mode", "closed", "--", "--prune"]);
+    }
+
+    #[test]
+    fn commands_are_told_from_recipes() {
+        assert!(matches!(parsed("status --json").unwrap().command, Command::Status));
+        assert!(matches!(parsed("check recipes/run.rhai").unwrap().command, Command::Check { .. }));
+        assert!(parsed("").is_err());
+        assert!(parsed("run.rhai --ttl soon").is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! `labhost doctor`: what this machine lacks for running labs, and how to get it.
+
+use std::{path::Path, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::{Error, Kind, programs, ui::Ui};
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// It works without, but not as well.
+    Weak,
+    Missing,
+}
+
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    text: String,
+}
+
+impl Finding {
+    fn new(what: &'static str, verdict: Verdict, text: impl Into<String>) -> Self {
+        Self { what, verdict, text: text.into() }
+    }
+
+    fn row(&self) -> Value {
+        let verdict = match self.verdict {
+            Verdict::Good => "good",
+            Verdict::Weak => "weak",
+            Verdict::Missing => "MISSING",
+        };
+        json!({ "check": self.what, "result": verdict, "detail": self.text })
+    }
+}
+
+/// Descriptors that a burst of 1000 requests needs on both sides of the balancer, with room to spare.
+const DESCRIPTORS_WANTED: u64 = 4096;
+
+/// Prints a table of findings. Errors with `Kind::Host` when something is missing that every lab needs.
+pub fn run(ui: &Ui) -> Result<(), Error> {
+    let findings = [
+        rust(),
+        c_compiler(),
+        static_libc(),
+        ssh(),
+        sha256sum(),
+        http_client(),
+        descriptors(),
+        io_uring(),
+        loopback(),
+    ];
+    let rows: Vec<_> = findings.iter().map(Finding::row).collect();
+    ui.table(&rows, &["check", "result", "detail"].map(str::to_owned));
+    let missing: Vec<_> = findings.iter().filter(|f| f.verdict == Verdict::Missing).map(|f| f.what).collect();
+    if missing.is_empty() {
+        ui.info("this machine can run labs");
+        return Ok(());
+    }
+    Err(Error::new(Kind::Host, format!("missing: {}", missing.join(", ")))
+        .with_hint("The table above says how to get each."))
+}
+
+fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    let line = String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned();
+    output.status.success().then_some(line)
+}
+
+fn rust() -> Finding {
+    match first_line("cargo", &["--version"]) {
+        Some(version) => Finding::new("rust", Verdict::Good, version),
+        None => {
+            Finding::new("rust", Verdict::Missing, "cargo was not found; install it from https://rustup.rs")
+        }
+    }
+}
+
+fn c_compiler() -> Finding {
+    match first_line("cc", &["--version"]) {
+        Some(version) => Finding::new("c compiler", Verdict::Good, version),
+        None => Finding::new(
+            "c compiler",
+            Verdict::Missing,
+            "cc was not found; Debian: apt install gcc libc6-dev",
+        ),
+    }
+}
+
+fn static_libc() -> Finding {
+    let found = first_line("cc", &["-print-file-name=libc.a"]).filter(|path| Path::new(path).is_absolute());
+    match found {
+        Some(path) => {
+            Finding::new("static libc", Verdict::Good, format!("{path}, for {}", programs::target()))
+        }
+        None => {
+            let how = "libc.a was not found; Debian: apt install libc6-dev, Fedora: dnf install glibc-static";
+            Finding::new("static libc", Verdict::Missing, how)
+        }
+    }
+}
+
+fn ssh() -> Finding {
+    match first_line("ssh", &["-V"]) {
+        Some(version) => Finding::new("ssh client", Verdict::Good, version),
+        None => Finding::new(
+            "ssh client",
+            Verdict::Missing,
+            "ssh was not found; Debian: apt install openssh-client",
+        ),
+    }
+}
+
+fn sha256sum() -> Finding {
+    match first_line("sha256sum", &["--version"]) {
+        Some(version) => Finding::new("sha256sum", Verdict::Good, version),
+        None => Finding::new(
+            "sha256sum",
+            Verdict::Missing,
+            "sha256sum was not found; Debian: apt install coreutils",
+        ),
+    }
+}
+
+fn http_client() -> Finding {
+    let found = [("bash", "--version"), ("curl", "--version"), ("wget", "--version")]
+        .into_iter()
+        .find_map(|(program, flag)| first_line(program, &[flag]));
+    match found {
+        Some(version) => Finding::new("bash or curl", Verdict::Good, version),
+        None => {
+            let how = "readiness is checked on the hosts with bash, curl or wget, and none was found";
+            Finding::new("bash or curl", Verdict::Missing, how)
+        }
+    }
+}
+
+fn descriptors() -> Finding {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(u64::MAX);
+    let text = format!("soft {}, hard {hard}", limit.current.unwrap_or(u64::MAX));
+    if hard >= DESCRIPTORS_WANTED {
+        return Finding::new(
+            "descriptors",
+            Verdict::Good,
+            format!("{text}; the soft limit is raised when needed"),
+        );
+    }
+    let how = format!(
+        "{text}; large bursts need {DESCRIPTORS_WANTED}: raise `nofile` in /etc/security/limits.conf"
+    );
+    Finding::new("descriptors", Verdict::Weak, how)
+}
+
+/// Asks the kernel to set up a ring with invalid arguments: a kernel that allows rings answers "invalid" or "bad
+/// address", one that does not "not permitted" or "no such call".
+fn io_uring() -> Finding {
+    // SAFETY: the kernel checks the pointer and refuses it; nothing is written.
+    let answer = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null_mut::<libc::c_void>()) };
+    let cause = std::io::Error::last_os_error();
+    match (answer, cause.raw_os_error()) {
+        (-1, Some(libc::EPERM | libc::ENOSYS | libc::EACCES)) => Finding::new(
+            "io_uring",
+            Verdict::Weak,
+            format!("refused ({cause}); the balancer uses epoll instead"),
+        ),
+        _ => Finding::new("io_uring", Verdict::Good, "allowed"),
+    }
+}
+
+fn loopback() -> Finding {
+    match std::net::TcpListener::bind("127.77.0.10:0") {
+        Ok(_) => Finding::new("loopback", Verdict::Good, "addresses in 127.77.0.0/16 can be used"),
+        Err(cause) => {
+            let how = format!(
+                "127.77.0.10 cannot be bound ({cause}); local instances need the whole of 127.0.0.0/8"
+            );
+            Finding::new("loopback", Verdict::Missing, how)
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Runs one recipe: check it, give the engine a thread of its own, and stay here for Ctrl-C and the time limit.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rhai::{Dynamic, Engine};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Error, Kind, check,
+    cli::Options,
+    commands, engine,
+    error::Context as _,
+    failure::Problem,
+    lab::{Lab, Limits},
+    recipe::Recipe,
+    script::{self, Run, Shared, args::RecipeArgs},
+    ui::Ui,
+};
+
+/// Stack of the engine's thread: deep enough for the allowed call depth in a debug build.
+const STACK_BYTES: usize = 64 << 20;
+/// After Ctrl-C the engine's thread is waited for this long; a creation under way may take 30 s of it.
+const END_WITHIN: Duration = Duration::from_secs(32);
+
+/// Runs the recipe in `words[0]` with the other words as its arguments.
+pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<Problem>> {
+    let command = format!("labhost {}", words.join(" "));
+    let (name, words) =
+        words.split_first().ok_or_else(|| vec![Error::usage("a recipe is missing").into()])?;
+    let recipe = Arc::new(Recipe::locate(name).map_err(one)?);
+    let mut engine = engine::build(Arc::clone(&recipe));
+    let checked = check::check(&engine, &recipe);
+    if !checked.problems.is_empty() {
+        return Err(checked.problems);
+    }
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        ui.info(&commands::recipe_help(&recipe, &checked.flags));
+        return Ok(());
+    }
+    let args = RecipeArgs::parse(words, &checked.flags).map_err(one)?;
+    let runtime = runtime().map_err(one)?;
+    let cancel = CancellationToken::new();
+    let lab = lab(options, state_dir(options, Some(&recipe)).map_err(one)?, command).map_err(one)?;
+    let mut run =
+        Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel.clone(), runtime.handle().clone());
+    run.prune = options.prune;
+    run.strict = options.strict;
+    let run = Arc::new(run);
+    attach(&mut engine, &run);
+    let result = supervise(&runtime, options, &run, engine, recipe);
+    runtime.block_on(run.close());
+    if let Err(problem) = &result
+        && problem.kind == Kind::Interrupted
+    {
+        runtime.block_on(say_what_exists(&run));
+    }
+    // Whatever still runs in the background is abandoned rather than waited for.
+    runtime.shutdown_background();
+    result.map_err(|problem| vec![problem])
+}
+
+fn one(error: Error) -> Vec<Problem> {
+    vec![error.into()]
+}
+
+pub fn runtime() -> Result<Runtime, Error> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context(Kind::Internal, || "start the runtime".to_owned())
+}
+
+/// Where the lab's state lies: `--state`, else `artifacts` beside the recipes of `recipe` or of this folder.
+pub fn state_dir(options: &Options, recipe: Option<&Recipe>) -> Result<PathBuf, Error> {
+    let here = std::env::current_dir().context(Kind::Usage, || "find the current folder".to_owned())?;
+    let dir = match (&options.state, recipe) {
+        (Some(dir), _) => here.join(dir),
+        (None, Some(recipe)) => recipe.root.join("artifacts"),
+        (None, None) => Recipe::root_around(&here)
+            .ok_or_else(|| {
+                Error::usage(format!("there is no lab in or above {}", here.display()))
+                    .with_hint("Go to the folder with recipes/, or give the lab's folder with --state DIR.")
+            })?
+            .join("artifacts"),
+    };
+    // The lab's identity follows from this path, so it must not depend on how it was written.
+    let whole = dir.canonicalize().or_else(|_| {
+        let parent = dir.parent().unwrap_or(&here).canonicalize()?;
+        Ok::<_, std::io::Error>(parent.join(dir.file_name().unwrap_or_default()))
+    });
+    whole.context(Kind::Usage, || format!("state folder {}", dir.display()))
+}
+
+/// The lab at this state directory, with the provider that the options name.
+pub fn lab(options: &Options, dir: PathBuf, command: String) -> Result<Lab, Error> {
+    let provider = commands::provider(options, &dir)?;
+    let limits = Limits { ttl: options.ttl.0, instances_max: options.max_instances };
+    Ok(Lab::new(dir, provider, command, limits))
+}
+
+fn attach(engine: &mut Engine, run: &Arc<Run>) {
+    engine.set_default_tag(Dynamic::from(Shared(Arc::clone(run))));
+    let cancel = run.cancel.clone();
+    engine.on_progress(move |_| cancel.is_cancelled().then(|| Dynamic::from("interrupted")));
+    let ui = Arc::clone(&run.ui);
+    engine.on_print(move |text| ui.info(text));
+    let ui = Arc::clone(&run.ui);
+    engine.on_debug(move |text, source, position| {
+        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")))
+    });
+}
+
+/// The engine's work, on its own thread.
+fn execute(engine: &Engine, recipe: &Recipe, run: &Run) -> Result<(), Problem> {
+    let shown = recipe.shown(&recipe.file);
+    let problem = |error: Box<rhai::EvalAltResult>| Problem::of(&error, recipe, &shown);
+    let ast = engine::compile(engine, recipe, &recipe.file).map_err(problem)?;
+    engine.run_ast(&ast).map_err(problem)?;
+    script::wrap_up(run).map_err(Problem::from)
+}
+
+fn supervise(
+    runtime: &Runtime,
+    options: &Options,
+    run: &Arc<Run>,
+    engine: Engine,
+    recipe: Arc<Recipe>,
+) -> Result<(), Problem> {
+    let (send, mut ended) = oneshot::channel();
+    let worker = Arc::clone(run);
+    let thread = std::thread::Builder::new().name("recipe".to_owned()).stack_size(STACK_BYTES);
+    let started = thread.spawn(move || {
+        let work = std::panic::AssertUnwindSafe(|| execute(&engine, &recipe, &worker));
+        let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
+            let error = Error::internal("the recipe's engine failed; this is a bug in labhost");
+            Err(error
+                .with_hint("What was done is in artifacts/journal.ndjson; running again goes on from there.")
+                .into())
+        });
+        let _ = send.send(result);
+    });
+    started.context(Kind::Internal, || "start the engine's thread".to_owned())?;
+    let timed_out = AtomicBool::new(false);
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = &mut ended => return result.ok(),
+            () = signalled(run) => {}
+            () = tokio::time::sleep(options.time_limit.0) => timed_out.store(true, Ordering::Relaxed),
+        }
+        run.cancel.cancel();
+        tokio::select! {
+            result = tokio::time::timeout(END_WITHIN, &mut ended) => result.ok().and_then(Result::ok),
+            () = signalled_again() => None,
+        }
+    });
+    let interrupted = || Err(script::interrupted().into());
+    let result = result.unwrap_or_else(interrupted);
+    if timed_out.into_inner() && result.as_ref().is_err_and(|problem| problem.kind == Kind::Interrupted) {
+        let error = Error::new(
+            Kind::Interrupted,
+            format!("the recipe took longer than its time limit of {}", options.time_limit),
+        );
+        return Err(error.with_hint("Allow more with --time-limit, for example --time-limit 2h.").into());
+    }
+    result
+}
+
+/// Returns at the first SIGINT, SIGTERM or SIGHUP, and says what is still waited for.
+async fn signalled(run: &Run) {
+    any_signal().await;
+    let waiting = run.waiting_for().map_or_else(
+        || "ending remote commands".to_owned(),
+        |what| format!("waiting for {what}, at most 30 s, so that it is recorded"),
+    );
+    run.ui.warn(&format!("interrupted: {waiting}; Ctrl-C again ends at once"));
+}
+
+async fn signalled_again() {
+    any_signal().await;
+}
+
+async fn any_signal() {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut waiting = tokio::task::JoinSet::new();
+    for mut stream in kinds.into_iter().filter_map(|kind| signal(kind).ok()) {
+        waiting.spawn(async move {
+            stream.recv().await;
+        });
+    }
+    waiting.join_next().await;
+}
+
+/// After an interruption: what there is, and the two ways to go on.
+async fn say_what_exists(run: &Run) {
+    let Ok(instances) = run.lab.list().await else { return };
+    if instances.is_empty() {
+        run.ui.note("no instances exist");
+        return;
+    }
+    let names: Vec<_> = instances.iter().map(|instance| instance.name.as_str()).collect();
+    let expires = instances.iter().map(|instance| instance.expires_at_s).max().unwrap_or_default();
+    run.ui.note(&format!("{} instances exist: {}", names.len(), names.join(", ")));
+    run.ui.note(&format!("they {}; local instances cost nothing", commands::ends(expires)));
+    run.ui.note("go on: run the same recipe again; remove them: labhost recipes/stop.rhai --confirm");
+}
