@@ -39,6 +39,19 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    /// A plain HTTP/1.1 request.
+    #[cfg(test)]
+    pub(crate) fn get(target: &str) -> Self {
+        Self {
+            target: target.to_owned(),
+            head: false,
+            request_id: None,
+            fault_token: Vec::new(),
+            after: After::Keep,
+            http10: false,
+        }
+    }
+
     pub(crate) fn path(&self) -> &str {
         self.target.split_once('?').map_or(&self.target, |(path, _)| path)
     }

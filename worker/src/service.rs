@@ -233,7 +233,31 @@ fn first_segment(path: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::first_segment;
+    use std::sync::Mutex;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::{
+        capacity::{Fifo, QUEUE_MAX},
+        types::InstanceType,
+    };
+
+    #[test]
+    fn a_full_queue_is_answered_with_503_and_counted_as_an_error() {
+        let args = ["worker", "--listen=127.0.0.1:0", "--cluster=c", "--instance-id=i", "--work=1s"];
+        let now = Instant::now();
+        let mut fifo = Fifo::new(&InstanceType::named("t2.micro").expect("a type"), false, now);
+        for _ in 0..=QUEUE_MAX {
+            fifo.admit(Duration::from_secs(60), now).expect("the queue has room");
+        }
+        let app = App::new(Args::parse_from(args), Machine::Emulated(Mutex::new(fifo)), 1);
+        assert_eq!(app.answer(&Ask::get("/c")).status.0, 503);
+        assert_eq!(app.answer(&Ask::get("/")).status.0, 200);
+        let stats = app.stats();
+        assert_eq!((&stats["requests"], &stats["errors"]), (&json!(1), &json!(1)));
+        assert_eq!((&stats["in_service"], &stats["queued"]), (&json!(1), &json!(QUEUE_MAX)));
+    }
 
     #[test]
     fn the_first_segment_is_compared_exactly() {
