@@ -18,6 +18,9 @@ const BACKENDS_SHOWN: usize = 32;
 /// Latencies are those of 2xx answers; where requests failed, a second line has those of all requests.
 #[must_use]
 pub fn table(reports: &[Report]) -> String {
+    if reports.is_empty() {
+        return String::new();
+    }
     let mut text = String::new();
     let mut title = String::new();
     for report in reports {
