@@ -63,7 +63,10 @@ pub(super) async fn run(
     let mut collected = pin!(collect(parts));
     loop {
         tokio::select! {
-            parts = &mut collected => return parts,
+            parts = &mut collected => {
+                progress(generator.progress(plan, start));
+                return parts;
+            }
             _ = ticks.tick() => progress(generator.progress(plan, start)),
         }
     }
@@ -225,11 +228,10 @@ impl Lane {
     }
 }
 
-/// When no further request is due; for a burst, when even the last one has timed out.
+/// When no further request is due; for a burst, a time that its requests never reach (they time out before).
 fn load_end(load: Load, start: Instant) -> Instant {
-    const FAR: Duration = Duration::from_secs(3600);
     match load {
-        Load::Burst => start + FAR,
+        Load::Burst => start + Duration::from_secs(3600),
         Load::Closed { duration } => start + duration,
     }
 }

@@ -46,7 +46,10 @@ pub use report::{
 pub use save::{csv, save};
 pub use table::table;
 
-/// How far a run has come; given to the caller about five times a second.
+/// A resolver that takes longer is broken, and a run with it would measure the resolver.
+const RESOLVE_MAX: Duration = Duration::from_secs(10);
+
+/// How far a run has come; given to the caller about five times a second, and once at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Requests that ended, whatever became of them.
@@ -66,7 +69,8 @@ pub struct Progress {
 /// Failed requests are part of the report, not errors. Errors: of kind `recipe` for a URL or options that make no
 /// sense and for limits of this machine that are too small (before anything is sent), `host` for a name that does
 /// not resolve, `internal` for a thread that cannot be started. Needs a Tokio runtime with time and I/O. Dropping
-/// the future ends the run: it returns when every connection is closed and every thread has ended, within milliseconds.
+/// the future ends the run: dropping returns when every connection is closed and every thread has ended, within
+/// milliseconds (only a name's resolution, which the system does, may go on unheard).
 pub async fn http(url: &str, options: &Options, progress: &dyn Fn(Progress)) -> Result<Report, Error> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let plan = Arc::new(plan::Plan::new(url, options, cores)?);
@@ -84,7 +88,9 @@ async fn resolve(target: &target::Target) -> Result<SocketAddr, Error> {
         Error::new(Kind::Host, format!("resolve {}: {why}", target.host))
             .with_hint("check the name, or use the address that the lab printed")
     };
-    let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
+    let lookup = tokio::net::lookup_host((target.host.as_str(), target.port));
+    let found = tokio::time::timeout(RESOLVE_MAX, lookup).await;
+    let found = found.map_err(|_| fail("no answer within 10 s".to_owned()))?;
     let mut addresses: Vec<_> = found.map_err(|error| fail(error.to_string()))?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
     addresses.first().copied().ok_or_else(|| fail("no address".to_owned()))

@@ -96,7 +96,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// Servers refuse larger heads (8 to 64 KiB are usual).
 const HEAD_BYTES_MAX: usize = 32 << 10;
-const NAME_CHARS_MAX: usize = 64;
+/// Tables cut names to fewer; this only keeps them readable elsewhere.
+pub(super) const NAME_CHARS_MAX: usize = 64;
 
 /// These decide where a message ends or whether its connection stays; labhost writes them itself.
 const FIELDS_OWN: [&str; 7] =

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    options::{Mode, Options},
+    options::{Mode, NAME_CHARS_MAX, Options},
     target::Target,
 };
 use crate::error::Error;
@@ -60,7 +60,10 @@ impl Plan {
             Load::Closed { .. } => options.requests.unwrap_or(u64::MAX),
         };
         Ok(Self {
-            name: options.name.clone().unwrap_or_else(|| target.name().to_owned()),
+            name: options
+                .name
+                .clone()
+                .unwrap_or_else(|| target.name().chars().take(NAME_CHARS_MAX).collect()),
             request: request_bytes(&method, &target, options),
             is_head: method == "HEAD",
             is_idempotent: matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"),
