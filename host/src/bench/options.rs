@@ -1,0 +1,339 @@
+//! What a recipe asks of a benchmark: the keys of its options map, and their limits.
+//!
+//! Does not decide how the load is made ([`super::plan`] does) and does not look at the URL.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Kind},
+    units::Span,
+};
+
+/// How requests are released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// All requests at one instant, each on a connection of its own. Shows a start-up transient, not a rate that lasts.
+    #[default]
+    Burst,
+    /// A fixed number of connections; each sends its next request when its last one is answered.
+    Closed,
+}
+
+impl Mode {
+    /// The word a recipe writes and a report prints.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Burst => "burst",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// The options of `bench::http`. Every key may be left out; an unknown key is an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// `"burst"` (the default) or `"closed"`.
+    pub mode: Mode,
+    /// Burst: how many requests are in flight at once, 1 to 28000, by default 1000. Closed: stop after so many,
+    /// even before `duration` is over; by default there is no such limit.
+    pub requests: Option<u64>,
+    /// Closed: how many connections send, 1 to 28000, by default 64. Burst: always equal to `requests`.
+    pub connections: Option<u64>,
+    /// Closed only: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is given.
+    /// Requests under way at the end are awaited, up to their `timeout`.
+    pub duration: Option<Span>,
+    /// How long one request may take from the moment it was due, connecting included; 1 ms to 10 min, by default
+    /// 10 s. A request that takes longer counts as a timeout, with its age as its latency.
+    pub timeout: Span,
+    /// How long connecting may take within `timeout`; by default 5 s, so that the second repetition of a lost
+    /// SYN (after 3 s) can still succeed.
+    pub connect_timeout: Span,
+    /// The request's method, by default `"GET"`.
+    pub method: String,
+    /// Further header fields; Host may be replaced, what frames the message may not. Reports keep the names only.
+    pub headers: BTreeMap<String, String>,
+    /// The request's body, at most 1 MiB; by default there is none.
+    pub body: Option<String>,
+    /// The answer's header field that names the backend; by default `"x-instance-id"`, `""` for no split by backend.
+    pub backend_header: String,
+    /// What the report calls the target; by default the first segment of the path, or the host and port.
+    pub name: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            requests: None,
+            connections: None,
+            duration: None,
+            timeout: Span(Duration::from_secs(10)),
+            connect_timeout: Span(Duration::from_secs(5)),
+            method: "GET".to_owned(),
+            headers: BTreeMap::new(),
+            body: None,
+            backend_header: "x-instance-id".to_owned(),
+            name: None,
+        }
+    }
+}
+
+/// Linux has 28232 local ports by default, and every connection to one address needs one of its own.
+pub const CONNECTIONS_MAX: u64 = 28_000;
+/// Keeps every counter of a histogram cell (32 bits) far from its end.
+const REQUESTS_MAX: u64 = 1_000_000_000;
+/// As above; longer runs are soak tests, and want results before their end.
+const DURATION_MAX: Duration = Duration::from_secs(3600);
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+/// Also the longest time a run may wait after its last request.
+const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Every connection sends the same bytes from one buffer, so this only guards against mistakes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Servers refuse larger heads (8 to 64 KiB are usual).
+const HEAD_BYTES_MAX: usize = 32 << 10;
+/// Tables cut names to fewer; this only keeps them readable elsewhere.
+pub(super) const NAME_CHARS_MAX: usize = 64;
+
+/// These decide where a message ends or whether its connection stays; labhost writes them itself.
+const FIELDS_OWN: [&str; 7] =
+    ["content-length", "transfer-encoding", "connection", "upgrade", "expect", "te", "trailer"];
+
+const BURST_REQUESTS: u64 = 1000;
+const CLOSED_CONNECTIONS: u64 = 64;
+const CLOSED_DURATION: Duration = Duration::from_secs(10);
+/// Bounds a run that is to end by its number of requests but whose target hardly answers.
+const CLOSED_DURATION_COUNTED: Duration = Duration::from_secs(600);
+
+impl Options {
+    /// Every key, as a recipe writes it; for suggestions and for checks before a run.
+    pub const KEYS: [&str; 11] = [
+        "mode",
+        "requests",
+        "connections",
+        "duration",
+        "timeout",
+        "connect_timeout",
+        "method",
+        "headers",
+        "body",
+        "backend_header",
+        "name",
+    ];
+
+    /// Errors (of kind `recipe`, with a hint) when a value is out of range or contradicts another.
+    pub fn check(&self) -> Result<(), Error> {
+        let counts_max = if self.mode == Mode::Burst { CONNECTIONS_MAX } else { REQUESTS_MAX };
+        count("requests", self.requests, counts_max)?;
+        count("connections", self.connections, CONNECTIONS_MAX)?;
+        self.check_mode()?;
+        span("timeout", self.timeout, TIMEOUT_MAX)?;
+        span("connect_timeout", self.connect_timeout, TIMEOUT_MAX)?;
+        if let Some(duration) = self.duration {
+            span("duration", duration, DURATION_MAX)?;
+        }
+        self.check_message()?;
+        self.check_name()
+    }
+
+    /// How many connections are open at once.
+    #[must_use]
+    pub fn connections_used(&self) -> u64 {
+        match self.mode {
+            Mode::Burst => self.requests.or(self.connections).unwrap_or(BURST_REQUESTS),
+            // More connections than requests would never send.
+            Mode::Closed => {
+                self.connections.unwrap_or(CLOSED_CONNECTIONS).min(self.requests.unwrap_or(CONNECTIONS_MAX))
+            }
+        }
+    }
+
+    /// How long new requests are sent in closed mode.
+    #[must_use]
+    pub fn duration_used(&self) -> Duration {
+        let counted = self.requests.is_some();
+        let default = if counted { CLOSED_DURATION_COUNTED } else { CLOSED_DURATION };
+        self.duration.map_or(default, |span| span.0)
+    }
+
+    fn check_mode(&self) -> Result<(), Error> {
+        if self.mode == Mode::Closed {
+            return Ok(());
+        }
+        if self.duration.is_some() {
+            return Err(wrong("duration has no meaning in a burst: it ends when every request is answered")
+                .with_hint("leave duration out, or use mode: \"closed\""));
+        }
+        match (self.requests, self.connections) {
+            (Some(requests), Some(connections)) if requests != connections => {
+                Err(wrong(format!("a burst of {requests} requests cannot use {connections} connections"))
+                    .with_hint("in a burst each request has a connection of its own: leave connections out, or use mode: \"closed\""))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_message(&self) -> Result<(), Error> {
+        if !is_token(&self.method) || self.method.eq_ignore_ascii_case("CONNECT") {
+            return Err(wrong(format!("method {:?} cannot be sent", self.method))
+                .with_hint("use a method such as \"GET\", \"HEAD\" or \"POST\""));
+        }
+        if self.body.as_ref().is_some_and(|body| body.len() > BODY_BYTES_MAX) {
+            return Err(
+                wrong("body is larger than 1 MiB").with_hint("a benchmark sends at most 1 MiB per request")
+            );
+        }
+        if !self.backend_header.is_empty() && !is_token(&self.backend_header) {
+            return Err(wrong(format!(
+                "backend_header {:?} is not a header field's name",
+                self.backend_header
+            ))
+            .with_hint("write for example \"x-instance-id\", or \"\" for no split by backend"));
+        }
+        self.check_headers()
+    }
+
+    fn check_headers(&self) -> Result<(), Error> {
+        for (name, value) in &self.headers {
+            if FIELDS_OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
+                return Err(wrong(format!("header {name} cannot be set")).with_hint(
+                    "labhost writes the fields that frame a message itself; leave it out of headers",
+                ));
+            }
+            if !is_token(name) || !is_field_value(value) {
+                return Err(wrong(format!("header {name:?} has a character that HTTP does not allow"))
+                    .with_hint("a name is letters, digits and -; a value has no line breaks or other control characters"));
+            }
+        }
+        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        if bytes > HEAD_BYTES_MAX {
+            return Err(wrong("headers are larger than 32 KiB together")
+                .with_hint("servers refuse heads of that size"));
+        }
+        Ok(())
+    }
+
+    fn check_name(&self) -> Result<(), Error> {
+        let Some(name) = &self.name else { return Ok(()) };
+        if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control) {
+            return Err(wrong(format!("name {name:?} cannot be printed"))
+                .with_hint("use 1 to 64 characters without line breaks"));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn wrong(message: impl Into<String>) -> Error {
+    Error::new(Kind::Recipe, message)
+}
+
+fn count(key: &str, value: Option<u64>, max: u64) -> Result<(), Error> {
+    match value {
+        Some(value) if !(1..=max).contains(&value) => Err(wrong(format!("{key}: {value} is out of range"))
+            .with_hint(format!("{key} may be 1 to {max} here"))),
+        _ => Ok(()),
+    }
+}
+
+fn span(key: &str, value: Span, max: Duration) -> Result<(), Error> {
+    if (TIMEOUT_MIN..=max).contains(&value.0) {
+        return Ok(());
+    }
+    Err(wrong(format!("{key}: {value} is out of range")).with_hint(format!(
+        "{key} may be {} to {}",
+        Span(TIMEOUT_MIN),
+        Span(max)
+    )))
+}
+
+/// A token of RFC 9110, section 5.6.2.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+/// A field value of RFC 9110, section 5.5, without bytes above ASCII, whose meaning differs between servers.
+fn is_field_value(text: &str) -> bool {
+    text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Options, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[track_caller]
+    fn check(json: &str, word: &str) {
+        let error = read(json).unwrap().check().expect_err(json);
+        assert_eq!(error.kind, Kind::Recipe);
+        assert!(error.message.contains(word), "{json}: {}", error.message);
+        assert!(error.hint.is_some(), "{json} has no hint");
+    }
+
+    #[test]
+    fn an_empty_map_is_the_course_burst() {
+        let options = read("{}").unwrap();
+        options.check().unwrap();
+        assert_eq!((options.mode, options.connections_used()), (Mode::Burst, 1000));
+    }
+
+    #[test]
+    fn closed_defaults_to_64_connections_for_ten_seconds() {
+        let options = read(r#"{"mode":"closed"}"#).unwrap();
+        options.check().unwrap();
+        assert_eq!((options.connections_used(), options.duration_used()), (64, Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn the_list_of_keys_is_complete() {
+        let value = serde_json::to_value(Options::default()).unwrap();
+        let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut listed = Options::KEYS.to_vec();
+        keys.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(keys, listed);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        assert!(read(r#"{"conections": 3}"#).unwrap_err().to_string().contains("conections"));
+        assert!(read(r#"{"mode": "open"}"#).is_err());
+        assert!(read(r#"{"requests": -1}"#).is_err());
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        check(r#"{"requests": 0}"#, "requests");
+        check(r#"{"requests": 28001}"#, "requests");
+        check(r#"{"mode":"closed","connections": 0}"#, "connections");
+        check(r#"{"timeout": 0}"#, "timeout");
+        check(r#"{"timeout": "11m"}"#, "timeout");
+        check(r#"{"connect_timeout": "1h"}"#, "connect_timeout");
+        check(r#"{"mode":"closed","duration": "2h"}"#, "duration");
+        check(r#"{"name": "a\nb"}"#, "name");
+        check(r#"{"name": ""}"#, "name");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        check(r#"{"requests": 10, "connections": 5}"#, "burst of 10");
+        check(r#"{"duration": 5}"#, "duration");
+    }
+
+    #[test]
+    fn a_message_cannot_be_smuggled() {
+        check(r#"{"method": "GET / HTTP/1.1\r\n"}"#, "method");
+        check(r#"{"method": ""}"#, "method");
+        check(r#"{"headers": {"a b": "1"}}"#, "header");
+        check(r#"{"headers": {"a": "1\r\nb: 2"}}"#, "header");
+        check(r#"{"headers": {"Content-Length": "1"}}"#, "Content-Length");
+        check(r#"{"backend_header": "x y"}"#, "backend_header");
+    }
+}

@@ -1,0 +1,138 @@
+//! Writes reports to files: JSON with everything, CSV with one row per target and per backend.
+//!
+//! Does not read them back.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{
+    compare::{Comparison, compare},
+    options::wrong,
+    report::{BackendLine, Report, SCHEMA, Summary},
+};
+use crate::error::{Context, Error, Kind};
+
+/// The CSV's columns. `row` is `target` or `backend`; a backend's row has its target's name, url, mode and verdict,
+/// and leaves empty what is known of the whole only. `count` is all requests of a target (`scheduled`), or all
+/// answers of a backend; `share` is 0..1; latencies are those of 2xx answers for a target and of all answers for a
+/// backend, in milliseconds.
+const COLUMNS: &str = "row,target,url,mode,verdict,backend,count,share,requests_per_second,ok,errors,http_error,\
+transport_error,timeout,unsent,min_ms,mean_ms,p50_ms,p90_ms,p95_ms,p99_ms,max_ms";
+
+/// Longer names would not fit into a file name with prefix and suffix on every file system.
+const NAME_BYTES_MAX: usize = 100;
+
+/// The JSON file.
+#[derive(Serialize)]
+struct Document<'reports> {
+    schema: u32,
+    reports: &'reports [Report],
+    comparison: Comparison,
+}
+
+/// One line of column names, then for each report one row and one for each of its backends.
+///
+/// Columns: `row` (`target` or `backend`), `target`, `url`, `mode`, `verdict`, `backend`, `count`, `share`,
+/// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, and `min_ms` to
+/// `max_ms`. Fields are quoted after RFC 4180; lines end with LF.
+#[must_use]
+pub fn csv(reports: &[Report]) -> String {
+    let mut text = format!("{COLUMNS}\n");
+    for report in reports {
+        text += &target_row(report);
+        for line in &report.backends {
+            text += &backend_row(report, line);
+        }
+    }
+    text
+}
+
+/// Writes `bench-NAME.json` and `bench-NAME.csv` into `dir` (made if need be), replacing older ones; gives their
+/// paths. Each is written under another name first, so that a reader never sees half a file.
+///
+/// Errors: of kind `recipe` when `name` is not letters, digits, `.`, `_` and `-`; `internal` when a file cannot be written.
+pub fn save(reports: &[Report], dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
+        return Err(wrong(format!("{name:?} cannot be part of a file name"))
+            .with_hint("use 1 to 100 letters, digits, dots, underscores and hyphens"));
+    }
+    let document = Document { schema: SCHEMA, reports, comparison: compare(reports) };
+    let mut json =
+        serde_json::to_string_pretty(&document).context(Kind::Internal, || "write JSON".to_owned())?;
+    json.push('\n');
+    fs::create_dir_all(dir).context(Kind::Internal, || format!("create {}", dir.display()))?;
+    let (json_path, csv_path) =
+        (dir.join(format!("bench-{name}.json")), dir.join(format!("bench-{name}.csv")));
+    replace(&json_path, json.as_bytes())?;
+    replace(&csv_path, csv(reports).as_bytes())?;
+    Ok((json_path, csv_path))
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written.context(Kind::Internal, || format!("write {}", path.display()))
+}
+
+fn target_row(report: &Report) -> String {
+    let counts = &report.counts;
+    let numbers = [
+        report.requests_per_second.to_string(),
+        counts.ok.to_string(),
+        counts.errors().to_string(),
+        counts.http_error.to_string(),
+        counts.transport_error.to_string(),
+        counts.timeout.to_string(),
+        counts.unsent.to_string(),
+    ];
+    let latency = report.latency_ms.ok.map_or_else(Default::default, latency_fields);
+    row(report, "target", ["", &counts.scheduled.to_string(), ""], &numbers, &latency)
+}
+
+fn backend_row(report: &Report, line: &BackendLine) -> String {
+    let mut numbers: [String; 7] = Default::default();
+    numbers[1] = (line.count - line.errors).to_string();
+    numbers[2] = line.errors.to_string();
+    let mut latency: [String; 7] = Default::default();
+    latency[2] = line.latency_ms.p50.to_string();
+    latency[5] = line.latency_ms.p99.to_string();
+    row(report, "backend", [&line.id, &line.count.to_string(), &line.share.to_string()], &numbers, &latency)
+}
+
+fn latency_fields(s: Summary) -> [String; 7] {
+    [s.min, s.mean, s.p50, s.p90, s.p95, s.p99, s.max].map(|value| value.to_string())
+}
+
+fn row(report: &Report, kind: &str, of: [&str; 3], numbers: &[String; 7], latency: &[String; 7]) -> String {
+    let first = [kind, &report.name, &report.url, report.mode.name(), report.verdict.name()];
+    let words = first.into_iter().chain(of);
+    let numbers = numbers.iter().chain(latency).map(String::as_str);
+    let mut text = String::new();
+    for (index, field) in words.chain(numbers).enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        let _ = write!(text, "{comma}{}", quoted(field));
+    }
+    text + "\n"
+}
+
+/// RFC 4180: a field with a comma, a quote or a line break stands in quotes.
+fn quoted(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
+}

@@ -1,0 +1,201 @@
+//! Reports as plain text for a terminal: no colours, at most 100 columns.
+//!
+//! Does not decide what is shown in JSON or CSV.
+
+use std::fmt::Write;
+
+use super::report::{Report, Summary};
+
+/// The widest line.
+const COLUMNS: usize = 100;
+const NAME_COLUMNS: usize = 16;
+const BACKEND_COLUMNS: usize = 34;
+/// More backends than this fill screens; they are in the JSON file.
+const BACKENDS_SHOWN: usize = 32;
+
+/// Rates, latencies, errors, backends and verdicts of some reports, one below the other.
+///
+/// Latencies are those of 2xx answers; where requests failed, a second line has those of all requests.
+#[must_use]
+pub fn table(reports: &[Report]) -> String {
+    if reports.is_empty() {
+        return String::new();
+    }
+    let mut text = String::new();
+    let mut title = String::new();
+    for report in reports {
+        let this = describe(report);
+        if this != title {
+            title = this;
+            text += &format!("{title}\n{}\n", header());
+        }
+        text += &rows(report);
+    }
+    text += &errors(reports);
+    text += &backends(reports);
+    text += &verdicts(reports);
+    text
+}
+
+fn describe(report: &Report) -> String {
+    let spec = &report.spec;
+    let method = if spec.method == "GET" { String::new() } else { format!("{} ", spec.method) };
+    match (spec.duration_s, spec.requests) {
+        (None, _) => format!(
+            "burst: {} {method}requests at once, each on its own connection; latency in ms from the start",
+            spec.connections
+        ),
+        (Some(seconds), requests) => {
+            let end = requests.map_or(String::new(), |count| format!(" or {count} requests"));
+            format!(
+                "closed loop: {} connections, {method}{seconds} s{end}; latency in ms from the last answer",
+                spec.connections
+            )
+        }
+    }
+}
+
+fn header() -> String {
+    format!(
+        "{:<NAME_COLUMNS$} {:>9} {:>8} {:>7}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "target", "req/s", "ok", "errors", "mean", "p50", "p90", "p95", "p99", "max"
+    )
+}
+
+fn rows(report: &Report) -> String {
+    let counts = &report.counts;
+    let mut text = format!(
+        "{:<NAME_COLUMNS$} {:>9} {:>8} {:>7}{}\n",
+        cut(&report.name, NAME_COLUMNS),
+        figure(report.requests_per_second),
+        counts.ok,
+        counts.errors(),
+        latencies(report.latency_ms.ok.as_ref())
+    );
+    if counts.errors() > 0 {
+        let all = latencies(report.latency_ms.all.as_ref());
+        text += &format!("{:<NAME_COLUMNS$} {:>9} {:>8} {:>7}{all}\n", "  with errors", "", "", "");
+    }
+    text
+}
+
+fn latencies(summary: Option<&Summary>) -> String {
+    let Some(s) = summary else { return format!("{:>9}", "-").repeat(6) };
+    [s.mean, s.p50, s.p90, s.p95, s.p99, s.max].iter().map(|value| format!("{:>9}", figure(*value))).collect()
+}
+
+fn errors(reports: &[Report]) -> String {
+    if reports.iter().all(|report| report.errors.is_empty() && report.stale_keepalive == 0) {
+        return String::new();
+    }
+    let mut text =
+        format!("\n{:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  first one\n", "errors of", "kind", "side", "count");
+    for report in reports {
+        let name = cut(&report.name, NAME_COLUMNS);
+        for line in &report.errors {
+            let row = format!(
+                "{name:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  {}",
+                line.kind, line.side, line.count, line.sample
+            );
+            let _ = writeln!(text, "{}", cut(&row, COLUMNS));
+        }
+        if report.stale_keepalive > 0 {
+            let _ = writeln!(
+                text,
+                "{name:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  not an error: sent again on a new connection",
+                "stale_keepalive", "server", report.stale_keepalive
+            );
+        }
+    }
+    text
+}
+
+fn backends(reports: &[Report]) -> String {
+    let mut text = String::new();
+    for report in reports.iter().filter(|report| report.names_backends()) {
+        if text.is_empty() {
+            text += &format!(
+                "\n{:<NAME_COLUMNS$} {:<BACKEND_COLUMNS$}{:>8}{:>10}{:>9}{:>10}{:>10}\n",
+                "backends of", "id", "share", "answers", "errors", "p50", "p99"
+            );
+        }
+        for line in report.backends.iter().take(BACKENDS_SHOWN) {
+            text += &format!(
+                "{:<NAME_COLUMNS$} {:<BACKEND_COLUMNS$}{:>8}{:>10}{:>9}{:>10}{:>10}\n",
+                cut(&report.name, NAME_COLUMNS),
+                cut(&line.id, BACKEND_COLUMNS - 1),
+                format!("{:.1} %", line.share * 100.0),
+                line.count,
+                line.errors,
+                figure(line.latency_ms.p50),
+                figure(line.latency_ms.p99)
+            );
+        }
+        if let Some(more) = report.backends.len().checked_sub(BACKENDS_SHOWN).filter(|more| *more > 0) {
+            let _ = writeln!(text, "{:<NAME_COLUMNS$} and {more} more", cut(&report.name, NAME_COLUMNS));
+        }
+    }
+    text
+}
+
+fn verdicts(reports: &[Report]) -> String {
+    let mut text = "\n".to_owned();
+    for report in reports {
+        let name = format!("{:<NAME_COLUMNS$} ", cut(&report.name, NAME_COLUMNS));
+        let mut words = report.verdict.name().to_owned();
+        if !report.reasons.is_empty() {
+            words += &format!(": {}", report.reasons.join("; "));
+        }
+        text += &wrap(&name, &words);
+    }
+    if reports.iter().any(|report| report.client.same_machine) {
+        text += &wrap("", "The load came from the machine that it measured, and took CPU time from it.");
+    }
+    text
+}
+
+/// Breaks words into lines behind a margin; further lines are indented by its width.
+fn wrap(margin: &str, words: &str) -> String {
+    let indent = " ".repeat(margin.chars().count());
+    let (mut text, mut line) = (String::new(), margin.to_owned());
+    let mut is_empty = true;
+    for word in words.split(' ') {
+        if !is_empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            let _ = writeln!(text, "{}", line.trim_end());
+            line.clone_from(&indent);
+            is_empty = true;
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line += &cut(word, COLUMNS - indent.len());
+        is_empty = false;
+    }
+    text + line.trim_end() + "\n"
+}
+
+/// At most so many characters; a longer text ends with `~`.
+fn cut(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    text.chars().take(columns - 1).chain(['~']).collect()
+}
+
+/// Four significant digits, as more would be noise, and never more than eight characters below 10 million.
+fn figure(value: f64) -> String {
+    let decimals = match value {
+        value if value < 9.9995 => 3,
+        value if value < 99.995 => 2,
+        value if value < 999.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+impl Report {
+    /// Whether at least one answer said where it came from.
+    fn names_backends(&self) -> bool {
+        self.backends.iter().any(|line| line.id != super::record::BACKEND_NONE)
+    }
+}
