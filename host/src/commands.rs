@@ -33,7 +33,7 @@ pub fn provider(options: &Options, state_dir: &Path) -> Result<Box<dyn Provider>
     match options.provider.as_str() {
         "local" => {
             let exe = std::env::current_exe().context(Kind::Internal, || "find labhost's own program".to_owned())?;
-            Ok(Box::new(Local::new(state_dir, &exe)))
+            Ok(Box::new(Local::new(state_dir, &exe)?))
         }
         "ec2" => Err(Error::provider("this labhost was built without the ec2 provider").with_hint(
             "Use `cargo lab-ec2 ...` in place of `cargo lab ...`, or install a labhost with everything: cargo install \

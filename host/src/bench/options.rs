@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Kind},
+    options_map,
     units::Span,
 };
 
@@ -33,36 +34,38 @@ impl Mode {
     }
 }
 
-/// The options of `bench::http`. Every key may be left out; an unknown key is an error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Options {
-    /// `"burst"` (the default) or `"closed"`.
-    pub mode: Mode,
-    /// Burst: how many requests are in flight at once, 1 to 28000, by default 1000. Closed: stop after so many,
-    /// even before `duration` is over; by default there is no such limit.
-    pub requests: Option<u64>,
-    /// Closed: how many connections send, 1 to 28000, by default 64. Burst: always equal to `requests`.
-    pub connections: Option<u64>,
-    /// Closed only: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is given.
-    /// Requests under way at the end are awaited, up to their `timeout`.
-    pub duration: Option<Span>,
-    /// How long one request may take from the moment it was due, connecting included; 1 ms to 10 min, by default
-    /// 10 s. A request that takes longer counts as a timeout, with its age as its latency.
-    pub timeout: Span,
-    /// How long connecting may take within `timeout`; by default 5 s, so that the second repetition of a lost
-    /// SYN (after 3 s) can still succeed.
-    pub connect_timeout: Span,
-    /// The request's method, by default `"GET"`.
-    pub method: String,
-    /// Further header fields; Host may be replaced, what frames the message may not. Reports keep the names only.
-    pub headers: BTreeMap<String, String>,
-    /// The request's body, at most 1 MiB; by default there is none.
-    pub body: Option<String>,
-    /// The answer's header field that names the backend; by default `"x-instance-id"`, `""` for no split by backend.
-    pub backend_header: String,
-    /// What the report calls the target; by default the first segment of the path, or the host and port.
-    pub name: Option<String>,
+options_map! {
+    /// The options of `bench::http`. Every key may be left out; an unknown key is an error.
+    #[derive(PartialEq, Eq, Serialize)]
+    #[serde(default)]
+    pub struct Options {
+        /// `"burst"` (the default) or `"closed"`.
+        pub mode: Mode,
+        /// Burst: how many requests are in flight at once, 1 to 28000, by default 1000. Closed: stop after so many,
+        /// even before `duration` is over; by default there is no such limit.
+        pub requests: Option<u64>,
+        /// Closed: how many connections send, 1 to 28000, by default 64. Burst: always equal to `requests`.
+        pub connections: Option<u64>,
+        /// Closed only: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is given.
+        /// Requests under way at the end are awaited, up to their `timeout`.
+        pub duration: Option<Span>,
+        /// How long one request may take from the moment it was due, connecting included; 1 ms to 10 min, by default
+        /// 10 s. A request that takes longer counts as a timeout, with its age as its latency.
+        pub timeout: Span,
+        /// How long connecting may take within `timeout`; by default 5 s, so that the second repetition of a lost
+        /// SYN (after 3 s) can still succeed.
+        pub connect_timeout: Span,
+        /// The request's method, by default `"GET"`.
+        pub method: String,
+        /// Further header fields; Host may be replaced, what frames the message may not. Reports keep the names only.
+        pub headers: BTreeMap<String, String>,
+        /// The request's body, at most 1 MiB; by default there is none.
+        pub body: Option<String>,
+        /// The answer's header field that names the backend; by default `"x-instance-id"`, `""` for no split by backend.
+        pub backend_header: String,
+        /// What the report calls the target; by default the first segment of the path, or the host and port.
+        pub name: Option<String>,
+    }
 }
 
 impl Default for Options {
@@ -110,21 +113,6 @@ const CLOSED_DURATION: Duration = Duration::from_secs(10);
 const CLOSED_DURATION_COUNTED: Duration = Duration::from_secs(600);
 
 impl Options {
-    /// Every key, as a recipe writes it; for suggestions and for checks before a run.
-    pub const KEYS: [&str; 11] = [
-        "mode",
-        "requests",
-        "connections",
-        "duration",
-        "timeout",
-        "connect_timeout",
-        "method",
-        "headers",
-        "body",
-        "backend_header",
-        "name",
-    ];
-
     /// Errors (of kind `recipe`, with a hint) when a value is out of range or contradicts another.
     pub fn check(&self) -> Result<(), Error> {
         let counts_max = if self.mode == Mode::Burst { CONNECTIONS_MAX } else { REQUESTS_MAX };
@@ -295,7 +283,8 @@ mod tests {
     fn the_list_of_keys_is_complete() {
         let value = serde_json::to_value(Options::default()).unwrap();
         let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
-        let mut listed = Options::KEYS.to_vec();
+        let mut listed: Vec<_> =
+            <Options as crate::options::Options>::OPTIONS.iter().map(|key| key.name).collect();
         keys.sort_unstable();
         listed.sort_unstable();
         assert_eq!(keys, listed);

@@ -90,7 +90,7 @@ options_map! {
     struct Wait {
         /// `"running"` or `"ssh"` (a login works; the default).
         #[serde(default)]
-        until: Option<String>,
+        state: Option<String>,
         /// For all of them together (default: 5 min).
         #[serde(default)]
         timeout: Option<Span>,
@@ -219,14 +219,14 @@ async fn wait_running(run: &Run, hosts: &[Host], deadline: Instant) -> Result<Ve
 }
 
 fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>, Error> {
-    let until = options.until.as_deref().unwrap_or("ssh");
-    if !["running", "ssh"].contains(&until) {
-        return Err(Error::new(Kind::Recipe, format!("ec2::wait: `until` cannot be {until:?}"))
+    let state = options.state.as_deref().unwrap_or("ssh");
+    if !["running", "ssh"].contains(&state) {
+        return Err(Error::new(Kind::Recipe, format!("ec2::wait: `state` cannot be {state:?}"))
             .with_hint("It is \"running\" or \"ssh\"."));
     }
     let deadline = Instant::now() + options.timeout.map_or(WAIT_WITHIN, |timeout| timeout.0);
     let hosts = run.wait(wait_running(run, hosts, deadline))?;
-    if until == "ssh" {
+    if state == "ssh" {
         let connect = async {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut tasks = tokio::task::JoinSet::new();
@@ -241,7 +241,7 @@ fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>,
     run.ui.note(&format!(
         "{} instances are {}",
         hosts.len(),
-        if until == "ssh" { "reachable" } else { "running" }
+        if state == "ssh" { "reachable" } else { "running" }
     ));
     Ok(hosts)
 }
@@ -340,7 +340,7 @@ mod functions {
         wait_with(context, hosts, Map::new())
     }
 
-    /// As `wait`, with options `until` (`"running"` or `"ssh"`) and `timeout`.
+    /// As `wait`, with options `state` (`"running"` or `"ssh"`) and `timeout`.
     #[rhai_fn(name = "wait", return_raw)]
     pub fn wait_with(context: NativeCallContext, hosts: Array, options: Map) -> Raw<Array> {
         let run = run(&context)?;
@@ -400,15 +400,18 @@ mod functions {
         Ok(run.change("the extension", run.lab.extend(ttl.0))? as i64)
     }
 
-    /// What the lab runs on: `#{ provider, expires_in_s }`; `expires_in_s` is `()` without instances.
+    /// What the lab runs on: `#{ provider, expires_in, expires_in_s }`, for example `"1h59m"`; the last two are `()`
+    /// without instances.
     #[rhai_fn(return_raw)]
     pub fn info(context: NativeCallContext) -> Raw<Map> {
         let run = run(&context)?;
         let expires = run.wait(run.lab.list())?.iter().map(|instance| instance.expires_at_s).max();
-        let left = expires.map(|at| at.saturating_sub(epoch_s(SystemTime::now())) as i64);
+        let left = expires.map(|at| at.saturating_sub(epoch_s(SystemTime::now())));
+        let text = left.map(|left| Span(Duration::from_secs(left)).to_string());
         Ok(Map::from([
             ("provider".into(), run.lab.provider().name().into()),
-            ("expires_in_s".into(), left.map_or(Dynamic::UNIT, Dynamic::from)),
+            ("expires_in".into(), text.map_or(Dynamic::UNIT, Dynamic::from)),
+            ("expires_in_s".into(), left.map_or(Dynamic::UNIT, |left| (left as i64).into())),
         ]))
     }
 }

@@ -227,10 +227,8 @@ pub(super) fn download(
         let (path, target) = (path.clone(), target.clone());
         async move { session.download(&target, &path).await }
     };
-    let done = each(&run, &[host], &format!("download {remote}"), work)?.remove(0);
-    let map =
-        Map::from([("bytes".into(), (done.bytes as i64).into()), ("sha256".into(), done.sha256.into())]);
-    Ok(map.into())
+    let bytes = each(&run, &[host], &format!("download {remote}"), work)?.remove(0);
+    Ok(Map::from([("bytes".into(), (bytes as i64).into())]).into())
 }
 
 /// A path to write to: inside the lab's folder, also after links are followed.
@@ -266,7 +264,7 @@ pub(super) fn wait_http(
     let work = move |session: Session, host: Host| {
         let path = path.clone();
         let port = options.port.unwrap_or(host.0.http_port);
-        async move { session.wait_http(&service::address(&host, port)?, &path, status, deadline).await }
+        async move { session.wait_http(service::address(&host, port)?, &path, status, deadline).await }
     };
     let statuses = each(&run, &hosts, &what, work)?;
     Ok(statuses.into_iter().map(|status| i64::from(status).into()).collect())

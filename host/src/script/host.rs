@@ -249,7 +249,8 @@ mod methods {
         fleet::write(&context, vec![host], remote, text, options).map(one)
     }
 
-    /// Copies the file `remote` to `local`, which must lie inside the lab's folder. Returns `#{ bytes, sha256 }`.
+    /// Copies the file `remote` to `local`, which must lie inside the lab's folder. Returns
+    /// `#{ bytes }`.
     #[rhai_fn(return_raw)]
     pub fn download(context: NativeCallContext, host: Host, remote: &str, local: &str) -> Raw<Dynamic> {
         fleet::download(&context, host, remote, local)

@@ -19,6 +19,7 @@ use crate::{Error, Kind, lab::Lab, ui::Ui};
 
 pub mod args;
 mod balancer;
+mod bench;
 mod build;
 mod cli;
 mod ec2;
@@ -159,6 +160,7 @@ pub fn register(engine: &mut Engine) {
     fleet::register(engine);
     build::register(engine);
     balancer::register(engine);
+    bench::register(engine);
     state::register(engine);
     cli::register(engine);
     ui::register(engine);
@@ -171,6 +173,7 @@ pub fn known_options() -> options::Known {
     ec2::known_options(&mut known);
     host::known_options(&mut known);
     balancer::known_options(&mut known);
+    bench::known_options(&mut known);
     known
 }
 

@@ -3,7 +3,7 @@
 //! The host has one command for it, `labhost-service`, whatever stands behind: the local agent, or systemd. So
 //! nothing here depends on the provider, and everything goes over SSH.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use rhai::{Array, Dynamic, EvalAltResult, Map, NativeCallContext};
 use serde_json::{Value, json};
@@ -51,9 +51,12 @@ options_map! {
         /// How long `ready` may take (default: 30 s).
         #[serde(default)]
         timeout: Option<Span>,
-        /// Whether a program that ends is started again (default: true).
+        /// When a program that ended is started again: `"always"` (the default), `"on-failure"` or `"no"`.
         #[serde(default)]
-        restart: Option<bool>,
+        restart: Option<String>,
+        /// From SIGTERM to SIGKILL when it is stopped (default: 10 s).
+        #[serde(default)]
+        stop_timeout: Option<Span>,
     }
 }
 
@@ -122,7 +125,7 @@ impl Service {
             self.wait_ready(session, host, path).await?;
         }
         let changed = applied["changed"].as_bool().unwrap_or(false);
-        let state = applied["state"].as_str().unwrap_or("running").to_owned();
+        let state = applied["service"]["state"].as_str().unwrap_or("running").to_owned();
         Ok(Ensured { changed, state })
     }
 
@@ -133,10 +136,10 @@ impl Service {
         let env: BTreeMap<_, _> =
             self.env.iter().map(|(key, text)| Ok((key, fill(text, host)?))).collect::<Result<_, Error>>()?;
         Ok(json!({
-            "name": self.name,
             "exec": exec,
             "env": env,
-            "restart": self.restart.unwrap_or(true),
+            "restart": self.restart.as_deref().unwrap_or("always"),
+            "stop_timeout": self.stop_timeout.unwrap_or(Span(Duration::from_secs(10))),
             "hash": hashes(session, &restart_on).await?,
             "reload_hash": hashes(session, &self.reload_files).await?,
         }))
@@ -149,7 +152,7 @@ impl Service {
         let address = address(host, self.port.unwrap_or(host.0.http_port))?;
         loop {
             let slice = READY_SLICE.min(deadline.saturating_duration_since(Instant::now()));
-            let answered = session.wait_http(&address, path, 200, slice).await;
+            let answered = session.wait_http(address, path, 200, slice).await;
             let state = self.state(session).await?;
             let reason = match (&answered, state.as_str()) {
                 (Ok(_), "running") => return Ok(()),
@@ -183,13 +186,13 @@ impl Service {
     }
 }
 
-/// `ADDRESS:PORT` of a host's service as seen on the host itself.
-pub(super) fn address(host: &Host, port: u16) -> Result<String, Error> {
+/// A host's service as seen on the host itself.
+pub(super) fn address(host: &Host, port: u16) -> Result<SocketAddr, Error> {
     let address = host.0.private_ip.or(host.0.public_ip).ok_or_else(|| {
         Error::host(format!("{} has no address yet", host.0.name))
             .with_hint("Wait for it with ec2::wait first.")
     })?;
-    Ok(format!("{address}:{port}"))
+    Ok(SocketAddr::from((address, port)))
 }
 
 async fn log_of(session: &Session, service: &str, lines: u32) -> Result<String, Error> {

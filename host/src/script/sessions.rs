@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{Error, lab, provider::Instance, ssh::Session};
 
 /// The connections of a run; at most one per instance.
-#[derive(Debug)]
 pub(super) struct Sessions {
     config: PathBuf,
     control_dir: PathBuf,
@@ -40,8 +39,7 @@ impl Sessions {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(open.entry(instance.id.clone()).or_default())
         };
-        let connect =
-            || Session::connect(instance, &self.config, &self.control_dir, within, self.cancel.clone());
+        let connect = || Session::connect(instance, &self.config, &self.control_dir, within, &self.cancel);
         cell.get_or_try_init(connect).await.cloned()
     }
 
@@ -50,7 +48,7 @@ impl Sessions {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, cell)| cell).collect();
         let mut closing = tokio::task::JoinSet::new();
         for session in open.iter().filter_map(|cell| cell.get()).cloned() {
-            closing.spawn(session.close());
+            closing.spawn(async move { session.close().await });
         }
         // A connection that does not end in time is ended by its own idle limit.
         let _ = tokio::time::timeout(Duration::from_secs(1), closing.join_all()).await;

@@ -151,6 +151,13 @@ impl Ui {
 }
 
 impl Task<'_> {
+    /// Shows how far it is, on a terminal only.
+    pub fn tell(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}: {text}", self.what));
+        }
+    }
+
     pub fn done(self, text: &str) {
         self.end("done", text);
     }

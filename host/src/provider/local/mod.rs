@@ -1,53 +1,369 @@
-//! Being built.
-use super::*;
-use std::path::Path;
-pub struct Local;
+//! Instances on this machine: directories with an address of their own, an embedded SSH server, and services,
+//! all kept by one detached agent process per lab.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `place` | paths, and who may use them |
+//! | `agent`, `control`, `wire` | the agent, its socket, what is said on it |
+//! | `record`, `address`, `types` | what is remembered, addresses, instance types |
+//! | `machine`, `sshd`, `session`, `command`, `feed`, `pty` | one instance and its SSH server |
+//! | `service`, `unit`, `log` | its services |
+//! | `guest` | `labhost-service`, the program that controls them |
+//! | `process` | starting, signalling, finding processes |
+//!
+//! This file is the client: what `labhost` does when a recipe says `--provider local`. Local instances are no
+//! sandbox: their processes run as the user who started the lab. Groups and images mean nothing here.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::{
+        fd::AsFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Ingress, Instance, Launch, Pending, Provider};
+use crate::{Error, Kind, error::Context};
+
+mod address;
+mod agent;
+mod command;
+mod control;
+mod feed;
+mod guest;
+mod log;
+mod machine;
+mod place;
+mod process;
+mod pty;
+mod record;
+mod service;
+mod session;
+mod sshd;
+mod types;
+mod unit;
+mod wire;
+
+pub use agent::agent_main;
+pub use guest::guest_main;
+
+use place::{Place, remove_tree};
+use wire::{Answer, PROTOCOL, Request};
+
+/// From spawning the agent to its first answer; usually some 20 ms.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+/// An answer takes longer only when the agent is wedged.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// From asking the agent to remove everything to killing it: its own grace for services, and some more.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+
+/// How often something that should happen soon is looked for.
+const POLL: Duration = Duration::from_millis(5);
+
+/// How much of the agent's log is shown when it does not start.
+const LOG_TAIL_BYTES: u64 = 2000;
+
+/// A log beyond this size is begun anew when an agent starts.
+const LOG_BYTES_MAX: u64 = 1_000_000;
+
+/// The local provider of one lab.
+#[derive(Debug)]
+pub struct Local {
+    place: Place,
+    exe: PathBuf,
+}
+
 impl Local {
-    pub fn new(_: &Path, _: &Path) -> Self {
-        Self
+    /// `state_dir` need not exist. `labhost_exe` is the program that calls [`agent_main`] when run as
+    /// `labhost_exe agent --state DIR`, and [`guest_main`] when run as `labhost_exe guest ARGS`.
+    pub fn new(state_dir: &Path, labhost_exe: &Path) -> Result<Self, Error> {
+        let exe = std::path::absolute(labhost_exe)
+            .context(Kind::Internal, || format!("find {}", labhost_exe.display()))?;
+        Ok(Self { place: Place::of(state_dir)?, exe })
+    }
+
+    /// For tests and experiments: closes (`false`) or opens again (`true`) the SSH servers of all instances.
+    /// Services go on.
+    pub async fn set_ssh(&self, is_open: bool) -> Result<(), Error> {
+        self.ask(if is_open { Request::SshStart } else { Request::SshStop }).await.map(drop)
+    }
+
+    /// The agent's process, if one runs.
+    pub async fn agent_pid(&self) -> Option<u32> {
+        match self.try_ask(&Request::Hello).await {
+            Ok(Answer::Hello { pid, .. }) => Some(pid),
+            _ => None,
+        }
+    }
+
+    async fn try_ask(&self, request: &Request) -> io::Result<Answer> {
+        match self.place.has_runtime() {
+            Ok(true) => wire::ask(&self.place.socket(), request, ANSWER_PATIENCE).await,
+            Ok(false) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) => Err(io::Error::other(error.message)),
+        }
+    }
+
+    /// Asks a running agent; starts one first when there is none.
+    async fn ask(&self, request: Request) -> Result<Answer, Error> {
+        let asked = match self.try_ask(&request).await {
+            Err(cause) if is_absent(&cause) => {
+                self.ensure_agent().await?;
+                self.try_ask(&request).await
+            }
+            asked => asked,
+        };
+        asked
+            .map_err(|cause| {
+                Error::host(format!("ask the lab's agent: {cause}"))
+                    .with_hint(format!("its log is {}", self.place.agent_log().display()))
+            })?
+            .checked()
+    }
+
+    async fn ask_for_instances(&self, request: Request) -> Result<Vec<Instance>, Error> {
+        match self.ask(request).await? {
+            Answer::Instances { instances } => Ok(instances),
+            other => Err(Error::internal(format!("the agent gave an answer that does not fit: {other:?}"))),
+        }
+    }
+
+    /// Returns once an agent answers.
+    async fn ensure_agent(&self) -> Result<(), Error> {
+        if self.is_answered().await? {
+            return Ok(());
+        }
+        self.place.make_runtime()?;
+        self.write_bin()?;
+        let mut child = self.spawn_agent()?;
+        let deadline = Instant::now() + START_PATIENCE;
+        while Instant::now() < deadline {
+            // An agent that ends with success has found another one, which is about to answer.
+            if child.try_wait().is_ok_and(|ended| ended.is_some_and(|status| !status.success())) {
+                break;
+            }
+            if self.is_answered().await? {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Err(Error::host("start the lab's agent: it does not answer")
+            .with_hint(format!("its log is {}", self.place.agent_log().display()))
+            .with_detail(self.log_tail()))
+    }
+
+    async fn is_answered(&self) -> Result<bool, Error> {
+        match self.try_ask(&Request::Hello).await {
+            Ok(Answer::Hello { protocol: PROTOCOL, .. }) => Ok(true),
+            Ok(_) => Err(Error::host("the lab's agent is of another version of labhost")
+                .with_hint("remove the lab with `labhost recipes/stop.rhai --confirm`, then run again")),
+            Err(cause) if is_absent(&cause) => Ok(false),
+            Err(cause) => Err(Error::host(format!("ask the lab's agent: {cause}"))),
+        }
+    }
+
+    fn spawn_agent(&self) -> Result<tokio::process::Child, Error> {
+        let path = self.place.agent_log();
+        let is_long = fs::metadata(&path).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(!is_long)
+            .write(true)
+            .truncate(is_long)
+            .mode(0o600)
+            .open(&path)
+            .context(Kind::Host, || format!("open {}", path.display()))?;
+        let mut command = tokio::process::Command::new(&self.exe);
+        command.args(["agent", "--state"]).arg(&self.place.state).current_dir("/");
+        command.env_clear().env("LABHOST_LAB", &self.place.lab);
+        let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE"];
+        command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
+        command.spawn().context(Kind::Host, || format!("start the lab's agent: run {}", self.exe.display()))
+    }
+
+    /// Writes the programs that instances find on their search path.
+    fn write_bin(&self) -> Result<(), Error> {
+        let bin = self.place.bin();
+        let path = bin.join("labhost-service");
+        let quoted = format!("'{}'", self.exe.to_string_lossy().replace('\'', r"'\''"));
+        let script = format!("#!/bin/sh\nexec {quoted} guest \"$@\"\n");
+        let write = || {
+            let mut builder = fs::DirBuilder::new();
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.recursive(true).create(&bin)?;
+            record::write_atomic(&path, script.as_bytes())?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+        };
+        write().context(Kind::Host, || format!("write {}", path.display()))
+    }
+
+    fn log_tail(&self) -> String {
+        let mut text = String::new();
+        let read = OpenOptions::new().read(true).open(self.place.agent_log()).and_then(|mut file| {
+            let start = file.metadata()?.len().saturating_sub(LOG_TAIL_BYTES);
+            file.seek(SeekFrom::Start(start))?;
+            file.read_to_string(&mut text)
+        });
+        read.map_or_else(|cause| format!("its log cannot be read: {cause}"), |_| text)
+    }
+
+    /// Ends the agent, by asking if it listens and by force if not. What is left is found by its mark.
+    async fn end_agent(&self) -> Result<(), Error> {
+        if !self.place.has_runtime()? {
+            return Ok(());
+        }
+        let holder = self.lock_holder();
+        // A refusal or silence makes no difference: what follows does without the agent.
+        let _ = wire::ask(&self.place.socket(), &Request::Shutdown, SHUTDOWN_PATIENCE).await;
+        let Some(pid) = holder else { return Ok(()) };
+        let deadline = Instant::now() + SHUTDOWN_PATIENCE;
+        while self.is_agent(pid) && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
+        process::kill_if(pid, |pid| self.is_agent(pid));
+        Ok(())
+    }
+
+    fn is_agent(&self, pid: u32) -> bool {
+        process::carries(pid, &[self.place.mark()])
+    }
+
+    /// The process that holds the agent's lock, if any does.
+    fn lock_holder(&self) -> Option<u32> {
+        use rustix::fs::{FlockOperation, flock};
+        let file = fs::File::open(self.place.lock()).ok()?;
+        match flock(file.as_fd(), FlockOperation::NonBlockingLockShared) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                fs::read_to_string(self.place.lock()).ok()?.trim().parse().ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// In words, what there is of the lab.
+    async fn what_remains(&self) -> Result<Vec<String>, Error> {
+        let mut remains: Vec<_> = self
+            .instances()
+            .await?
+            .into_iter()
+            .map(|it| format!("local instance {} ({}, {})", it.name, it.id, it.instance_type))
+            .collect();
+        let processes = process::marked(&[self.place.mark()]);
+        let agent = self.lock_holder();
+        if let Some(pid) = agent {
+            remains.push(format!("the lab's agent, process {pid}"));
+        }
+        let others: Vec<_> = processes
+            .iter()
+            .filter(|it| Some(it.pid) != agent)
+            .map(|it| format!("{} ({})", it.pid, it.name))
+            .collect();
+        if !others.is_empty() {
+            remains.push(format!("processes {}", others.join(", ")));
+        }
+        for directory in [self.place.local(), self.place.runtime()] {
+            if fs::symlink_metadata(&directory).is_ok() {
+                remains.push(format!("the directory {}", directory.display()));
+            }
+        }
+        Ok(remains)
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Error> {
+        match self.try_ask(&Request::List).await {
+            Ok(answer) => match answer.checked()? {
+                Answer::Instances { instances } => Ok(instances),
+                other => {
+                    Err(Error::internal(format!("the agent gave an answer that does not fit: {other:?}")))
+                }
+            },
+            // Nobody is there, or nobody who answers: what is on disk can be started again or removed.
+            Err(_) => Ok(record::on_disk(&self.place)),
+        }
+    }
+
+    async fn remove_all(&self) -> Result<Vec<String>, Error> {
+        let mut left = Vec::new();
+        if let Err(error) = self.end_agent().await {
+            left.push(error.message);
+        }
+        let stuck = process::kill_marked(&[self.place.mark()]);
+        left.extend(stuck.iter().map(|it| format!("process {} ({}) cannot be killed", it.pid, it.name)));
+        if let Err(cause) = remove_tree(&self.place.local()) {
+            left.push(format!("remove {}: {cause}", self.place.local().display()));
+        }
+        if self.place.has_runtime()?
+            && let Err(cause) = self.place.remove_runtime()
+        {
+            left.push(format!("remove {}: {cause}", self.place.runtime().display()));
+        }
+        Ok(left)
     }
 }
-pub fn agent_main(_: &Path) -> Result<(), Error> {
-    Ok(())
+
+/// Whether the failure means that no agent is there, rather than one that does not answer.
+fn is_absent(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
-pub fn guest_main(_: &[String]) -> i32 {
-    0
-}
+
 impl Provider for Local {
     fn name(&self) -> &'static str {
         "local"
     }
+
     fn start(&self) -> Pending<'_, ()> {
-        Box::pin(async { Ok(()) })
+        Box::pin(self.ensure_agent())
     }
+
     fn instance_types(&self) -> &'static [&'static str] {
-        &["t2.micro", "t2.large"]
+        &types::NAMES
     }
-    fn ensure_key<'a>(&'a self, _: &'a str, _: &'a str) -> Pending<'a, ()> {
+
+    fn ensure_key<'a>(&'a self, name: &'a str, public_key: &'a str) -> Pending<'a, ()> {
+        let request = Request::Key { name: name.to_owned(), public_key: public_key.to_owned() };
+        Box::pin(async move { self.ask(request).await.map(drop) })
+    }
+
+    fn ensure_group<'a>(&'a self, _name: &'a str, _ingress: &'a [Ingress]) -> Pending<'a, ()> {
         Box::pin(async { Ok(()) })
     }
-    fn ensure_group<'a>(&'a self, _: &'a str, _: &'a [Ingress]) -> Pending<'a, ()> {
-        Box::pin(async { Ok(()) })
+
+    fn image<'a>(&'a self, _name: &'a str) -> Pending<'a, String> {
+        Box::pin(async { Ok("local".to_owned()) })
     }
-    fn image<'a>(&'a self, _: &'a str) -> Pending<'a, String> {
-        Box::pin(async { Ok("local".into()) })
+
+    fn launch<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Vec<Instance>> {
+        Box::pin(self.ask_for_instances(Request::Launch { launch: launch.clone() }))
     }
-    fn launch<'a>(&'a self, _: &'a Launch) -> Pending<'a, Vec<Instance>> {
-        Box::pin(async { Ok(vec![]) })
-    }
+
     fn list(&self) -> Pending<'_, Vec<Instance>> {
-        Box::pin(async { Ok(vec![]) })
+        Box::pin(self.instances())
     }
-    fn terminate<'a>(&'a self, _: &'a [String]) -> Pending<'a, ()> {
-        Box::pin(async { Ok(()) })
+
+    fn terminate<'a>(&'a self, ids: &'a [String]) -> Pending<'a, ()> {
+        Box::pin(async move { self.ask(Request::Terminate { ids: ids.to_vec() }).await.map(drop) })
     }
-    fn extend(&self, _: u64) -> Pending<'_, ()> {
-        Box::pin(async { Ok(()) })
+
+    fn extend(&self, expires_at_s: u64) -> Pending<'_, ()> {
+        Box::pin(async move { self.ask(Request::Extend { expires_at_s }).await.map(drop) })
     }
+
     fn remains(&self) -> Pending<'_, Vec<String>> {
-        Box::pin(async { Ok(vec![]) })
+        Box::pin(self.what_remains())
     }
-    fn destroy(&self, _: bool) -> Pending<'_, Vec<String>> {
-        Box::pin(async { Ok(vec![]) })
+
+    fn destroy(&self, _keep_bootstrap: bool) -> Pending<'_, Vec<String>> {
+        Box::pin(self.remove_all())
     }
 }

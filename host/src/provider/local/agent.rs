@@ -1,0 +1,433 @@
+//! The agent: the one process behind all instances of a lab.
+//!
+//! It boots what is on disk, answers requests on its socket, and ends when the lab expires, when it has had no
+//! instance for a minute, on `Shutdown`, or on SIGTERM (which keeps the instances on disk). Killing it is a
+//! power cut of all machines: its children die with it, and the next agent boots the same instances again.
+//!
+//! What instances are lies in `machine`, what is remembered in `record`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    address::Block,
+    control,
+    machine::{self, Keys, Machine},
+    place::{Place, remove_tree},
+    process,
+    record::Roster,
+};
+use crate::{
+    Error, Kind,
+    error::Context,
+    provider::{Instance, Launch, State, epoch_s},
+};
+
+/// An agent without instances ends after this long: nobody needs to remember to stop it.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// How often time of expiry, idleness and socket are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// From SIGTERM to SIGKILL for services of an instance that is being terminated.
+const TERMINATE_GRACE: Duration = Duration::from_secs(1);
+
+/// From SIGTERM to SIGKILL when the agent itself is asked to end.
+const EXIT_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the agent of the lab at `state_dir` until it ends; at once when one runs already.
+///
+/// It must be called on the main thread, before others are started: children die with the thread that starts
+/// them.
+pub fn agent_main(state_dir: &Path) -> Result<(), Error> {
+    run(state_dir, IDLE_MAX)
+}
+
+fn run(state_dir: &Path, idle_max: Duration) -> Result<(), Error> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    process::raise_descriptor_limit();
+    let place = Place::of(state_dir)?;
+    place.make_runtime()?;
+    let Some(_lock) = take_lock(&place.lock())? else {
+        eprintln!("an agent of lab {} runs already", place.lab);
+        return Ok(());
+    };
+    make_private(&place.local())?;
+    // The last agent may have left processes that were started by its children.
+    for left in process::kill_marked(&[place.mark()]) {
+        eprintln!("process {} ({}) of an earlier agent cannot be killed", left.pid, left.name);
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(Kind::Host, || "start the agent".to_owned())?
+        .block_on(serve(place, idle_max))
+}
+
+async fn serve(place: Place, idle_max: Duration) -> Result<(), Error> {
+    let mut terminate =
+        signal(SignalKind::terminate()).context(Kind::Host, || "watch for SIGTERM".to_owned())?;
+    let agent = Arc::new(Agent::boot(place, idle_max).await?);
+    let mut listener = bind(&agent.place.socket())?;
+    let mut inode = inode_of(&agent.place.socket());
+    eprintln!("lab {} runs at 127.77.{}.0/24 (process {})", agent.place.lab, agent.octet, std::process::id());
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => control::serve(stream, agent.clone()),
+            _ = tick.tick() => {
+                agent.look_at_the_clock().await;
+                // Cleaners of /tmp remove what is old.
+                if !agent.over.is_cancelled() && inode_of(&agent.place.socket()) != inode {
+                    agent.place.make_runtime()?;
+                    listener = bind(&agent.place.socket())?;
+                    inode = inode_of(&agent.place.socket());
+                }
+            }
+            _ = terminate.recv() => {
+                eprintln!("told to end; the instances stay on disk");
+                agent.power_off().await;
+                agent.over.cancel();
+            }
+            () = agent.over.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// The agent's state; requests that change it run one after the other.
+pub(super) struct Agent {
+    pub(super) place: Place,
+    octet: u8,
+    keys: Keys,
+    lab: tokio::sync::Mutex<Lab>,
+    idle_since: Mutex<Instant>,
+    idle_max: Duration,
+    /// Set when the agent is to end.
+    pub(super) over: CancellationToken,
+}
+
+struct Lab {
+    roster: Roster,
+    block: Block,
+    machines: BTreeMap<String, Arc<Machine>>,
+    with_ssh: bool,
+}
+
+impl Agent {
+    async fn boot(place: Place, idle_max: Duration) -> Result<Self, Error> {
+        let mut roster = Roster::load(&place);
+        let block = claim(&roster, &place)?;
+        roster.octet = Some(block.octet);
+        let vanished: Vec<_> =
+            roster.live().into_iter().map(|it| it.id).filter(|id| !place.instance(id).is_dir()).collect();
+        roster.set_state(&vanished, State::Terminated);
+        roster.save(&place)?;
+        remove_strays(&place, &roster);
+        let keys = Keys::default();
+        for (name, key) in &roster.keys {
+            admit(&keys, name, key)?;
+        }
+        let octet = block.octet;
+        let mut lab = Lab { roster, block, machines: BTreeMap::new(), with_ssh: true };
+        boot_all(&place, &mut lab, &keys).await;
+        Ok(Self {
+            place,
+            octet,
+            keys,
+            lab: tokio::sync::Mutex::new(lab),
+            idle_since: Mutex::new(Instant::now()),
+            idle_max,
+            over: CancellationToken::new(),
+        })
+    }
+
+    pub(super) async fn ensure_key(&self, name: &str, public_key: &str) -> Result<(), Error> {
+        let mut lab = self.lab.lock().await;
+        admit(&self.keys, name, public_key)?;
+        lab.roster.keys.insert(name.to_owned(), public_key.trim().to_owned());
+        lab.roster.save(&self.place)
+    }
+
+    /// Makes and boots the instances; all of them or none. See [`crate::provider::Provider::launch`].
+    pub(super) async fn launch(&self, launch: Launch) -> Result<Vec<Instance>, Error> {
+        let mut lab = self.lab.lock().await;
+        if let Some(made) = lab.roster.made_by(&launch)? {
+            return Ok(made);
+        }
+        let now_s = epoch_s(SystemTime::now());
+        lab.roster.check(&launch, now_s)?;
+        let mut instances = Vec::new();
+        let mut machines = Vec::new();
+        let mut made = self.make(&lab, &launch, now_s, &mut instances, &mut machines).await;
+        if made.is_ok() {
+            lab.roster.add(launch.clone(), instances.clone());
+            made = lab.roster.save(&self.place);
+        }
+        if let Err(error) = made {
+            lab.roster.launches.retain(|it| it.launch.token != launch.token);
+            drop(machines);
+            for instance in &instances {
+                // What cannot be removed now is a stray for the next agent.
+                let _ = remove_tree(&self.place.instance(&instance.id));
+            }
+            return Err(error);
+        }
+        lab.machines.extend(instances.iter().map(|it| it.id.clone()).zip(machines));
+        Ok(lab.roster.made_by(&launch)?.unwrap_or(instances))
+    }
+
+    async fn make(
+        &self,
+        lab: &Lab,
+        launch: &Launch,
+        now_s: u64,
+        instances: &mut Vec<Instance>,
+        machines: &mut Vec<Arc<Machine>>,
+    ) -> Result<(), Error> {
+        let failed = |slot, cause| Error::host(format!("launch {}-{slot}: {cause}", launch.fleet));
+        let addresses = lab.block.free(&lab.roster.addresses(), launch.slots.len());
+        for (&slot, &address) in launch.slots.iter().zip(&addresses) {
+            let instance = machine::create(&self.place, launch, slot, address, now_s)
+                .map_err(|cause| failed(slot, cause))?;
+            instances.push(instance.clone());
+            let machine = Machine::boot(&self.place, &instance, &launch.key, self.keys.clone(), lab.with_ssh)
+                .await
+                .map_err(|cause| failed(slot, cause))?;
+            machines.push(Arc::new(machine));
+        }
+        Ok(())
+    }
+
+    /// Live instances; those whose directory has vanished are terminated first.
+    pub(super) async fn list(&self) -> Result<Vec<Instance>, Error> {
+        let mut lab = self.lab.lock().await;
+        let vanished: Vec<_> = lab
+            .roster
+            .live()
+            .into_iter()
+            .map(|it| it.id)
+            .filter(|id| !self.place.instance(id).is_dir())
+            .collect();
+        if !vanished.is_empty() {
+            self.terminate_in(&mut lab, &vanished).await?;
+        }
+        Ok(lab.roster.live())
+    }
+
+    pub(super) async fn terminate(&self, ids: &[String]) -> Result<(), Error> {
+        let mut lab = self.lab.lock().await;
+        self.terminate_in(&mut lab, ids).await
+    }
+
+    async fn terminate_in(&self, lab: &mut Lab, ids: &[String]) -> Result<(), Error> {
+        let mut ids = ids.to_vec();
+        ids.retain(|id| lab.roster.live().iter().any(|instance| instance.id == *id));
+        lab.roster.set_state(&ids, State::Terminated);
+        lab.roster.save(&self.place)?;
+        let machines: Vec<_> = ids.iter().filter_map(|id| lab.machines.remove(id)).collect();
+        shut_down_all(machines, TERMINATE_GRACE).await;
+        let marks: Vec<_> = ids.iter().map(|id| machine::mark(id)).collect();
+        let left = process::kill_marked(&marks);
+        for id in &ids {
+            let directory = self.place.instance(id);
+            remove_tree(&directory)
+                .context(Kind::Host, || format!("terminate {id}: remove {}", directory.display()))?;
+        }
+        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        match left.first() {
+            None => Ok(()),
+            Some(left) => {
+                Err(Error::host(format!("terminate: process {} ({}) cannot be killed", left.pid, left.name)))
+            }
+        }
+    }
+
+    pub(super) async fn extend(&self, expires_at_s: u64) -> Result<(), Error> {
+        let mut lab = self.lab.lock().await;
+        lab.roster.expires_at_s = Some(expires_at_s);
+        lab.roster.save(&self.place)
+    }
+
+    /// Terminates everything and removes the lab's files; the caller then cancels `over`.
+    pub(super) async fn destroy(&self) -> Result<(), Error> {
+        let mut lab = self.lab.lock().await;
+        let ids: Vec<_> = lab.roster.live().into_iter().map(|it| it.id).collect();
+        let terminated = self.terminate_in(&mut lab, &ids).await;
+        let local = self.place.local();
+        remove_tree(&local).context(Kind::Host, || format!("remove {}", local.display()))?;
+        self.place
+            .remove_runtime()
+            .context(Kind::Host, || format!("remove {}", self.place.runtime().display()))?;
+        terminated
+    }
+
+    pub(super) async fn set_ssh(&self, with_ssh: bool) -> Result<(), Error> {
+        let mut lab = self.lab.lock().await;
+        lab.with_ssh = with_ssh;
+        for machine in lab.machines.values() {
+            machine.close_ssh();
+            if with_ssh {
+                machine.open_ssh().await.context(Kind::Host, || "start SSH again".to_owned())?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn machine(&self, id: &str) -> Result<Arc<Machine>, Error> {
+        let lab = self.lab.lock().await;
+        lab.machines
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::host(format!("there is no running instance {id:?}")))
+    }
+
+    /// Ends the lab when its time has come, and the agent when it has nothing to do.
+    async fn look_at_the_clock(&self) {
+        let lab = self.lab.lock().await;
+        let is_over = lab.roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
+        let is_empty = lab.roster.live().is_empty();
+        drop(lab);
+        if !is_empty {
+            self.touch();
+        }
+        if is_over && !is_empty {
+            eprintln!("the lab's time is over");
+            if let Err(error) = self.destroy().await {
+                eprintln!("{error}");
+            }
+            self.over.cancel();
+        } else if self.idle_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.idle_max {
+            self.over.cancel();
+        }
+    }
+
+    /// Says that somebody is there.
+    pub(super) fn touch(&self) {
+        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Ends all processes and keeps everything on disk.
+    async fn power_off(&self) {
+        let mut lab = self.lab.lock().await;
+        let machines = std::mem::take(&mut lab.machines).into_values().collect();
+        shut_down_all(machines, EXIT_GRACE).await;
+        process::kill_marked(&[self.place.mark()]);
+    }
+}
+
+async fn shut_down_all(machines: Vec<Arc<Machine>>, grace: Duration) {
+    let ends: Vec<_> = machines
+        .into_iter()
+        .map(|machine| tokio::spawn(async move { machine.shut_down(grace).await }))
+        .collect();
+    for end in ends {
+        // What it left is killed by its mark.
+        let _ = end.await;
+    }
+}
+
+/// Boots what is on disk. One that cannot boot is listed as stopped, with the reason in the agent's log.
+async fn boot_all(place: &Place, lab: &mut Lab, keys: &Keys) {
+    for instance in lab.roster.live() {
+        let key_name = lab.roster.key_of(&instance.id).unwrap_or_default().to_owned();
+        let state = match Machine::boot(place, &instance, &key_name, keys.clone(), true).await {
+            Ok(machine) => {
+                machine.services.boot().await;
+                lab.machines.insert(instance.id.clone(), Arc::new(machine));
+                State::Running
+            }
+            Err(cause) => {
+                eprintln!("boot {}: {cause}", instance.name);
+                State::Stopped
+            }
+        };
+        lab.roster.set_state(std::slice::from_ref(&instance.id), state);
+    }
+}
+
+/// The block that the instances' addresses are in, or any when there are none yet.
+fn claim(roster: &Roster, place: &Place) -> Result<Block, Error> {
+    let preferred = roster.octet.map(Block::claim);
+    match preferred {
+        Some(Ok(block)) => Ok(block),
+        Some(Err(cause)) if !roster.live().is_empty() => {
+            let octet = roster.octet.unwrap_or_default();
+            Err(Error::host(format!("claim the lab's addresses 127.77.{octet}.0/24: {cause}"))
+                .with_hint(format!("another program holds the abstract unix socket labhost-127.77.{octet}; `ss -xlp` shows it")))
+        }
+        _ => Block::claim_any(&place.lab),
+    }
+}
+
+/// Removes directories of launches that were never completed.
+fn remove_strays(place: &Place, roster: &Roster) {
+    let live = roster.live();
+    let Ok(entries) = fs::read_dir(place.local()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("i-") && live.iter().all(|instance| instance.id != name) {
+            // It is tried again by the next agent.
+            let _ = remove_tree(&entry.path());
+        }
+    }
+}
+
+fn admit(keys: &Keys, name: &str, public_key: &str) -> Result<(), Error> {
+    let key = russh::keys::PublicKey::from_openssh(public_key.trim())
+        .context(Kind::Provider, || format!("ensure key {name:?}: it is not an OpenSSH public key"))?;
+    keys.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), key);
+    Ok(())
+}
+
+/// Takes the lock and writes this process's id into it; `None` when another process has it.
+fn take_lock(path: &PathBuf) -> Result<Option<File>, Error> {
+    let failed = |cause: io::Error| Error::host(format!("lock {}: {cause}", path.display()));
+    let mut options = OpenOptions::new();
+    let mut file = options.create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        result => result.map_err(|errno| failed(errno.into()))?,
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    Ok(Some(file))
+}
+
+/// Replaces a socket that a dead agent left; the lock says that it is dead.
+fn bind(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |cause: io::Error| Error::host(format!("listen on {}: {cause}", path.display()));
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+fn inode_of(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
+}
+
+fn make_private(directory: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .context(Kind::Host, || format!("create {}", directory.display()))
+}

@@ -1,0 +1,236 @@
+//! Processes of instances: started in surroundings of their own, signalled as a group, found again by the
+//! mark in their environment.
+//!
+//! A child dies with the agent (`PR_SET_PDEATHSIG`), which the kernel ties to the thread that forked: the
+//! agent therefore starts all children on its main thread. What a child starts itself is found by its
+//! environment instead. This module waits for nobody.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{PidfdFlags, Signal};
+
+use super::place::uid;
+
+/// The largest environment that is searched for a mark; the kernel's own limit is of this order.
+const ENVIRON_BYTES_MAX: u64 = 4 << 20;
+
+/// How long [`kill_marked`] goes on when new processes keep appearing.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What every process of an instance starts with; nothing of the agent's own environment is passed on.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    pub(super) root: PathBuf,
+    pub(super) env: Vec<(String, String)>,
+}
+
+/// A command in its own session and process group, with null for its standard streams.
+pub(super) fn command<A: AsRef<OsStr>>(
+    program: &str,
+    arguments: &[A],
+    around: &Surroundings,
+) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(around.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(&around.root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let agent = rustix::process::getpid();
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+    unsafe { command.pre_exec(move || settle(agent)) };
+    command
+}
+
+/// Runs in the child before it becomes the program.
+fn settle(agent: rustix::process::Pid) -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The agent may have died before the line above took effect.
+    if rustix::process::getppid() != Some(agent) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// The process group of a child, as long as its number means that child.
+#[derive(Debug)]
+pub(super) struct Group {
+    leader: rustix::process::Pid,
+    reaped: AtomicBool,
+}
+
+impl Group {
+    /// `None` when the child has already been waited for.
+    pub(super) fn of(child: &tokio::process::Child) -> Option<Self> {
+        let leader = rustix::process::Pid::from_raw(child.id()?.try_into().ok()?)?;
+        Some(Self { leader, reaped: AtomicBool::new(false) })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.leader.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Signals all processes of the group; after [`Group::set_reaped`] it does nothing.
+    pub(super) fn signal(&self, signal: Signal) {
+        if !self.reaped.load(Ordering::Acquire) {
+            // The only possible failure is that nobody is left.
+            let _ = rustix::process::kill_process_group(self.leader, signal);
+        }
+    }
+
+    /// Signals the first process alone.
+    pub(super) fn signal_leader(&self, signal: Signal) {
+        if !self.reaped.load(Ordering::Acquire) {
+            // The only possible failure is that it has just ended.
+            let _ = rustix::process::kill_process(self.leader, signal);
+        }
+    }
+
+    /// To be called as soon as the leader has been waited for: from then on its number may mean somebody else.
+    pub(super) fn set_reaped(&self) {
+        self.reaped.store(true, Ordering::Release);
+    }
+}
+
+/// The status as a shell shows it: 128 and the signal's number for a death by signal.
+pub(super) fn exit_code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// A process found by its mark.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) pid: u32,
+    pub(super) name: String,
+}
+
+/// This user's processes whose environment holds exactly one of the marks (`NAME=VALUE`), except this process
+/// and the ones it descends from.
+pub(super) fn marked(marks: &[String]) -> Vec<Found> {
+    let spared = ancestors();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| !spared.contains(pid) && carries(*pid, marks))
+        .map(|pid| Found { pid, name: name_of(pid) })
+        .collect()
+}
+
+/// Kills all processes with one of the marks, again and again until none is left; returns those that stay.
+///
+/// Blocks for up to five seconds when processes appear faster than they can be killed.
+pub(super) fn kill_marked(marks: &[String]) -> Vec<Found> {
+    let deadline = Instant::now() + KILL_PATIENCE;
+    loop {
+        let left = marked(marks);
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        for process in &left {
+            kill_if(process.pid, |pid| carries(pid, marks));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Kills a process if it still is the one that is meant, without a race against the reuse of its number.
+pub(super) fn kill_if(pid: u32, is_meant: impl Fn(u32) -> bool) {
+    let Some(raw) = pid.try_into().ok().and_then(rustix::process::Pid::from_raw) else { return };
+    if let Ok(handle) = rustix::process::pidfd_open(raw, PidfdFlags::empty())
+        && is_meant(pid)
+    {
+        // The only possible failure is that it has just ended.
+        let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
+    }
+}
+
+/// Whether the process is this user's and has one of the marks. A zombie has none: its environment is empty.
+pub(super) fn carries(pid: u32, marks: &[String]) -> bool {
+    use std::io::Read;
+    let directory = format!("/proc/{pid}");
+    if fs::metadata(&directory).map_or(true, |meta| meta.uid() != uid()) {
+        return false;
+    }
+    let mut environ = Vec::new();
+    let read = fs::File::open(format!("{directory}/environ"))
+        .and_then(|file| file.take(ENVIRON_BYTES_MAX).read_to_end(&mut environ));
+    read.is_ok()
+        && environ.split(|byte| *byte == 0).any(|entry| marks.iter().any(|mark| entry == mark.as_bytes()))
+}
+
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".to_owned(), |it| it.trim().to_owned())
+}
+
+/// This process, its parent, and so on up to the first.
+fn ancestors() -> Vec<u32> {
+    let parent = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in brackets may hold anything; the fields after the last bracket are state and parent.
+        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        (parent > 0).then_some(parent)
+    };
+    std::iter::successors(Some(std::process::id()), parent).collect()
+}
+
+/// Raises the soft limit of open files to the hard one; children inherit it.
+pub(super) fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Without it everything works, with fewer connections.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn around(mark: &str) -> Surroundings {
+        let (name, value) = mark.split_once('=').unwrap();
+        Surroundings { root: "/".into(), env: vec![(name.to_owned(), value.to_owned())] }
+    }
+
+    #[tokio::test]
+    async fn marked_processes_are_found_and_killed() {
+        let marks = [format!("LABHOST_LAB=test-{}", std::process::id())];
+        let mut child = command("/bin/sleep", &["60"], &around(&marks[0])).spawn().unwrap();
+        let pid = child.id().unwrap();
+        while marked(&marks).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(marked(&marks)[0].pid, pid);
+        assert!(marked(&[format!("{}0", marks[0])]).is_empty());
+        assert!(kill_marked(&marks).is_empty());
+        assert_eq!(exit_code(child.wait().await.unwrap()), 128 + 9);
+    }
+
+    #[tokio::test]
+    async fn the_environment_is_ours_alone() {
+        let mut command = command::<&str>("/usr/bin/env", &[], &around("A=b"));
+        let output = command.stdout(Stdio::piped()).spawn().unwrap().wait_with_output().await.unwrap();
+        assert_eq!(output.stdout, b"A=b\n");
+    }
+
+    #[test]
+    fn this_process_and_its_parents_are_spared() {
+        let own = ancestors();
+        assert_eq!(own[0], std::process::id());
+        assert!(own.len() > 1, "{own:?}");
+    }
+}

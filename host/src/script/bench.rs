@@ -1,0 +1,110 @@
+//! `bench`: load on an address, and what came of it.
+
+use std::cell::Cell;
+
+use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
+use serde::Serialize;
+
+use super::{Run, options, run};
+use crate::{
+    Error, Kind,
+    bench::{self, Progress, Report, Verdict},
+    lab::views,
+    options::Options as _,
+};
+
+type Raw<T> = Result<T, Box<EvalAltResult>>;
+
+pub(super) fn known_options(known: &mut options::Known) {
+    known.insert("bench::http", bench::Options::OPTIONS);
+}
+
+pub(super) fn register(engine: &mut Engine) {
+    engine.register_static_module("bench", rhai::exported_module!(functions).into());
+}
+
+fn measure(run: &Run, url: &str, options: &bench::Options) -> Result<Report, Error> {
+    let name = options.name.clone().unwrap_or_else(|| url.to_owned());
+    let task = run.ui.task(&name, &format!("{} load", options.mode.name()));
+    let last = Cell::new((0, 0));
+    let progress = |progress: Progress| {
+        last.set((progress.done, progress.errors));
+        task.tell(&format!("{} requests, {} errors", progress.done, progress.errors));
+    };
+    let result = run.wait(bench::http(url, options, &progress));
+    match &result {
+        Ok(_) => task.done(&format!("{} requests, {} errors", last.get().0, last.get().1)),
+        Err(error) => task.fail(&error.message),
+    }
+    let report = result?;
+    if run.strict && !matches!(report.verdict, Verdict::Valid | Verdict::Transient) {
+        let message = format!("{name}: the result is {}", to_text(&report.verdict));
+        return Err(Error::new(Kind::Slo, message).with_detail(report.reasons.join("\n")));
+    }
+    Ok(report)
+}
+
+fn to_text(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn to_map(value: &impl Serialize) -> Raw<Dynamic> {
+    rhai::serde::to_dynamic(value)
+}
+
+/// The reports in a list of what `bench::http` returned.
+fn reports_of(list: Array) -> Result<Vec<Report>, Error> {
+    list.into_iter()
+        .map(|item| {
+            let value = serde_json::to_value(&item).map_err(|cause| cause.to_string())?;
+            serde_json::from_value(value).map_err(|cause| cause.to_string())
+        })
+        .collect::<Result<_, String>>()
+        .map_err(|cause| {
+            Error::new(Kind::Recipe, format!("the list has an item that is no benchmark report: {cause}"))
+                .with_hint("Give what bench::http returned: bench::table([report]).")
+        })
+}
+
+/// Benchmarks.
+#[export_module]
+mod functions {
+    use super::*;
+
+    /// Sends a burst of 1000 requests at once to `url` and returns the report, a map: `requests_per_second`, `latency_ms`,
+    /// `counts`, `errors`, `backends`, `verdict`, `reasons` and more.
+    #[rhai_fn(return_raw)]
+    pub fn http(context: NativeCallContext, url: &str) -> Raw<Dynamic> {
+        http_with(context, url, Map::new())
+    }
+
+    /// As `http`, with options.
+    #[rhai_fn(name = "http", return_raw)]
+    pub fn http_with(context: NativeCallContext, url: &str, options: Map) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        let options: bench::Options = options::decode("bench::http", options)?;
+        to_map(&measure(&run, url, &options)?)
+    }
+
+    /// The reports as a table for the terminal.
+    #[rhai_fn(return_raw)]
+    pub fn table(reports: Array) -> Raw<String> {
+        Ok(bench::table(&reports_of(reports)?).trim_end().to_owned())
+    }
+
+    /// Sets reports side by side against the first: ratios of rate, p50 and p99, and a sentence each.
+    #[rhai_fn(return_raw)]
+    pub fn compare(reports: Array) -> Raw<Dynamic> {
+        to_map(&bench::compare(&reports_of(reports)?))
+    }
+
+    /// Saves reports as artifacts/bench-NAME.json and .csv. Returns `#{ json, csv }`, their paths.
+    #[rhai_fn(return_raw)]
+    pub fn save(context: NativeCallContext, reports: Array, name: &str) -> Raw<Map> {
+        let run = run(&context)?;
+        views::make_dir(run.lab.dir())?;
+        let (json, csv) = bench::save(&reports_of(reports)?, run.lab.dir(), name)?;
+        let text = |path: std::path::PathBuf| Dynamic::from(path.display().to_string());
+        Ok(Map::from([("json".into(), text(json)), ("csv".into(), text(csv))]))
+    }
+}
