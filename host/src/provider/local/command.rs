@@ -44,9 +44,16 @@ pub(super) struct Running {
     pub(super) group: Arc<Group>,
     pub(super) terminal: Option<Arc<Terminal>>,
     gone: CancellationToken,
+    /// Set before the client is told how the command ended.
+    over: CancellationToken,
 }
 
 impl Running {
+    /// Whether the command has ended. The channel is then closed from this side, which the session is not told.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
     /// Ends the command because its client is gone.
     pub(super) fn hang_up(&self) {
         self.gone.cancel();
@@ -80,8 +87,10 @@ pub(super) fn start(
             (child, group, Some(terminal.clone()), Streams::Terminal(terminal))
         }
     };
-    tokio::spawn(attend(child, group.clone(), streams, source, channel, gone.clone()));
-    Ok(Running { feed, group, terminal, gone })
+    let over = CancellationToken::new();
+    let ends = Ends { gone: gone.clone(), over: over.clone() };
+    tokio::spawn(attend(child, group.clone(), streams, source, channel, ends));
+    Ok(Running { feed, group, terminal, gone, over })
 }
 
 fn spawn(command: &mut tokio::process::Command) -> io::Result<(Child, Arc<Group>)> {
@@ -106,6 +115,12 @@ enum Streams {
     Terminal(Arc<Terminal>),
 }
 
+/// The two ways in which a command's end is made known.
+struct Ends {
+    gone: CancellationToken,
+    over: CancellationToken,
+}
+
 /// Follows the command to its end and tells the client.
 async fn attend(
     mut child: Child,
@@ -113,13 +128,14 @@ async fn attend(
     streams: Streams,
     source: Source,
     channel: ChannelWriteHalf<Msg>,
-    gone: CancellationToken,
+    ends: Ends,
 ) {
     let input = start_input(&mut child, &streams, source);
     let ended = tokio::select! {
         ended = output(&mut child, &streams, &channel) => Some(ended),
-        () = gone.cancelled() => None,
+        () = ends.gone.cancelled() => None,
     };
+    ends.over.cancel();
     if let Some(ended) = ended {
         group.set_reaped();
         // A failure means that the connection is gone, and with it the one to tell.
