@@ -54,10 +54,13 @@ pub(super) fn thread_cpu() -> Duration {
 fn must_raise(soft: u64, hard: u64, needed: u64, connections: u64) -> Result<bool, Error> {
     if needed > hard {
         let message = format!(
-            "{connections} connections at once need {needed} open files; the hard limit of this process (RLIMIT_NOFILE) is {hard}"
+            "{connections} connections at once need {needed} open files; \
+             the hard limit of this process (RLIMIT_NOFILE) is {hard}"
         );
         return Err(wrong(message).with_hint(format!(
-            "ask for fewer, or raise the limit: `ulimit -Hn {needed}` in a root shell, `* hard nofile {needed}` in /etc/security/limits.conf, or `--ulimit nofile={needed}` for a container"
+            "ask for fewer, or raise the limit: `ulimit -Hn {needed}` in a root shell, \
+             `* hard nofile {needed}` in /etc/security/limits.conf, \
+             or `--ulimit nofile={needed}` for a container"
         )));
     }
     Ok(needed > soft)

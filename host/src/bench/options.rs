@@ -159,7 +159,10 @@ impl Options {
         match (self.requests, self.connections) {
             (Some(requests), Some(connections)) if requests != connections => {
                 Err(wrong(format!("a burst of {requests} requests cannot use {connections} connections"))
-                    .with_hint("in a burst each request has a connection of its own: leave connections out, or use mode: \"closed\""))
+                    .with_hint(
+                        "in a burst each request has a connection of its own: \
+                     leave connections out, or use mode: \"closed\"",
+                    ))
             }
             _ => Ok(()),
         }
@@ -194,7 +197,10 @@ impl Options {
             }
             if !is_token(name) || !is_field_value(value) {
                 return Err(wrong(format!("header {name:?} has a character that HTTP does not allow"))
-                    .with_hint("a name is letters, digits and -; a value has no line breaks or other control characters"));
+                    .with_hint(
+                        "a name is letters, digits and -; \
+                     a value has no line breaks or other control characters",
+                    ));
             }
         }
         let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();

@@ -56,7 +56,8 @@ pub fn csv(reports: &[Report]) -> String {
 /// Writes `bench-NAME.json` and `bench-NAME.csv` into `dir` (made if need be), replacing older ones; gives their
 /// paths. Each is written under another name first, so that a reader never sees half a file.
 ///
-/// Errors: of kind `recipe` when `name` is not letters, digits, `.`, `_` and `-`; `internal` when a file cannot be written.
+/// Errors: of kind `recipe` when `name` is not letters, digits, `.`, `_` and `-`; `internal` when a
+/// file cannot be written.
 pub fn save(reports: &[Report], dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
