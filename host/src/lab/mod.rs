@@ -383,16 +383,18 @@ fn ids(instances: &[Instance]) -> Vec<String> {
     instances.iter().map(|instance| instance.id.clone()).collect()
 }
 
-/// A lab's short-lived files (sockets) lie here: a short path that follows from the state directory alone, so that a
-/// lab is found again when its state is lost.
+/// What a lab's processes and sockets are known by: eight hexadecimal digits that follow from the state directory
+/// alone, so that a lab is found again when its state is lost.
+#[must_use]
+pub fn id(state_dir: &Path) -> String {
+    let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A lab's sockets lie here, because a socket's path is limited to 108 bytes.
 #[must_use]
 pub fn runtime_dir(state_dir: &Path) -> PathBuf {
-    let id: String = Sha256::digest(state_dir.as_os_str().as_encoded_bytes())
-        .iter()
-        .take(4)
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    PathBuf::from(format!("/tmp/labhost-{}", rustix::process::getuid().as_raw())).join(id)
+    PathBuf::from(format!("/tmp/labhost-{}", rustix::process::geteuid().as_raw())).join(id(state_dir))
 }
 
 /// Whether an instance can be reached: it runs and has an address.
