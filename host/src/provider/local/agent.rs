@@ -141,9 +141,10 @@ impl Agent {
         let mut roster = Roster::load(&place);
         let block = claim(&roster, &place)?;
         roster.octet = Some(block.octet);
-        let vanished: Vec<_> =
-            roster.live().into_iter().map(|it| it.id).filter(|id| !place.instance(id).is_dir()).collect();
-        roster.set_state(&vanished, State::Terminated);
+        let is_over = roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
+        let gone = |id: &String| is_over || !place.instance(id).is_dir();
+        let gone: Vec<_> = roster.live().into_iter().map(|it| it.id).filter(gone).collect();
+        roster.set_state(&gone, State::Terminated);
         roster.save(&place)?;
         remove_strays(&place, &roster);
         let keys = Keys::default();
@@ -189,7 +190,7 @@ impl Agent {
         }
         if let Err(error) = made {
             lab.roster.launches.retain(|it| it.launch.token != launch.token);
-            drop(machines);
+            shut_down_all(machines, Duration::ZERO).await;
             for instance in &instances {
                 // What cannot be removed now is a stray for the next agent.
                 let _ = remove_tree(&self.place.instance(&instance.id));
@@ -290,9 +291,10 @@ impl Agent {
         let mut lab = self.lab.lock().await;
         lab.with_ssh = with_ssh;
         for machine in lab.machines.values() {
-            machine.close_ssh();
             if with_ssh {
                 machine.open_ssh().await.context(Kind::Host, || "start SSH again".to_owned())?;
+            } else {
+                machine.close_ssh().await;
             }
         }
         Ok(())
@@ -444,6 +446,7 @@ fn make_private(directory: &Path) -> Result<(), Error> {
         .recursive(true)
         .mode(0o700)
         .create(directory)
+        .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
         .context(Kind::Host, || format!("create {}", directory.display()))
 }
 

@@ -137,11 +137,11 @@ impl Local {
 
     /// Returns once an agent answers.
     async fn ensure_agent(&self) -> Result<(), Error> {
+        self.write_bin()?;
         if self.is_answered().await? {
             return Ok(());
         }
         self.place.make_runtime()?;
-        self.write_bin()?;
         let mut child = self.spawn_agent()?;
         let deadline = Instant::now() + START_PATIENCE;
         while Instant::now() < deadline {
@@ -191,12 +191,15 @@ impl Local {
         command.spawn().context(Kind::Host, || format!("start the lab's agent: run {}", self.exe.display()))
     }
 
-    /// Writes the programs that instances find on their search path.
+    /// Writes the programs that instances find on their search path, unless they are there.
     fn write_bin(&self) -> Result<(), Error> {
         let bin = self.place.bin();
         let path = bin.join("labhost-service");
         let quoted = format!("'{}'", self.exe.to_string_lossy().replace('\'', r"'\''"));
         let script = format!("#!/bin/sh\nexec {quoted} guest \"$@\"\n");
+        if fs::read(&path).is_ok_and(|text| text == script.as_bytes()) {
+            return Ok(());
+        }
         let write = || {
             let mut builder = fs::DirBuilder::new();
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -313,9 +316,11 @@ fn instances_in(answer: Answer) -> Result<Vec<Instance>, Error> {
     }
 }
 
-/// Whether the failure means that no agent is there, rather than one that does not answer.
+/// Whether the failure means that no agent is there or that it has just died, rather than one that does not
+/// answer. All requests may be repeated.
 fn is_absent(cause: &io::Error) -> bool {
-    matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    matches!(cause.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
 }
 
 impl Provider for Local {
