@@ -351,6 +351,32 @@ async fn a_repeated_launch_makes_nothing_new() {
 }
 
 #[tokio::test]
+async fn a_launch_cut_short_leaves_all_instances_or_none() {
+    let lab = Lab::start().await;
+    for round in 0..4 {
+        let before = lab.local.list().await.unwrap().len();
+        let agent = lab.local.agent_pid().await.unwrap().into();
+        let asked = launch(&format!("round-{round}"), &(1..=20).collect::<Vec<_>>());
+        let cut = async {
+            for _ in 0..round * 20 {
+                tokio::task::yield_now().await;
+            }
+            kill(agent);
+        };
+        let _ = tokio::join!(lab.local.launch(&asked), cut);
+        lab.local.start().await.unwrap();
+        let after = lab.local.list().await.unwrap();
+        assert!([before, before + 20].contains(&after.len()), "{before} {}", after.len());
+        let again = lab.local.launch(&asked).await.unwrap();
+        let all = lab.local.list().await.unwrap();
+        assert_eq!((all.len(), again.len()), (before + 20, 20));
+        let names = fs::read_dir(lab.state().join("local")).unwrap().flatten().map(|it| it.file_name());
+        assert_eq!(names.filter(|it| it.to_string_lossy().starts_with("i-")).count(), all.len());
+        lab.ok(&again[19], "true").await;
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_is_a_clear_error_and_leaves_nothing() {
     let (lab, first) = Lab::with_instance().await;
     let next = std::net::Ipv4Addr::from(u32::from(first.public_ip.unwrap()) + 1);

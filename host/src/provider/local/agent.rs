@@ -12,7 +12,10 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -46,6 +49,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// From SIGTERM to SIGKILL for services of an instance that is being terminated.
 const TERMINATE_GRACE: Duration = Duration::from_secs(1);
+
+/// Whoever only looks whether an agent holds the lock has it for a moment; an agent has it for longer.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// From SIGTERM to SIGKILL when the agent itself is asked to end.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
@@ -93,7 +99,7 @@ async fn serve(place: Place, idle_max: Duration) -> Result<(), Error> {
             _ = tick.tick() => {
                 agent.look_at_the_clock().await;
                 // Cleaners of /tmp remove what is old.
-                if !agent.over.is_cancelled() && inode_of(&agent.place.socket()) != inode {
+                if !agent.is_leaving.load(Ordering::Acquire) && inode_of(&agent.place.socket()) != inode {
                     agent.place.make_runtime()?;
                     listener = bind(&agent.place.socket())?;
                     inode = inode_of(&agent.place.socket());
@@ -117,6 +123,8 @@ pub(super) struct Agent {
     lab: tokio::sync::Mutex<Lab>,
     idle_since: Mutex<Instant>,
     idle_max: Duration,
+    /// Set when the lab's files are being removed.
+    is_leaving: AtomicBool,
     /// Set when the agent is to end.
     pub(super) over: CancellationToken,
 }
@@ -133,9 +141,10 @@ impl Agent {
         let mut roster = Roster::load(&place);
         let block = claim(&roster, &place)?;
         roster.octet = Some(block.octet);
-        let vanished: Vec<_> =
-            roster.live().into_iter().map(|it| it.id).filter(|id| !place.instance(id).is_dir()).collect();
-        roster.set_state(&vanished, State::Terminated);
+        let is_over = roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
+        let gone = |id: &String| is_over || !place.instance(id).is_dir();
+        let gone: Vec<_> = roster.live().into_iter().map(|it| it.id).filter(gone).collect();
+        roster.set_state(&gone, State::Terminated);
         roster.save(&place)?;
         remove_strays(&place, &roster);
         let keys = Keys::default();
@@ -152,6 +161,7 @@ impl Agent {
             lab: tokio::sync::Mutex::new(lab),
             idle_since: Mutex::new(Instant::now()),
             idle_max,
+            is_leaving: AtomicBool::new(false),
             over: CancellationToken::new(),
         })
     }
@@ -180,7 +190,7 @@ impl Agent {
         }
         if let Err(error) = made {
             lab.roster.launches.retain(|it| it.launch.token != launch.token);
-            drop(machines);
+            shut_down_all(machines, Duration::ZERO).await;
             for instance in &instances {
                 // What cannot be removed now is a stray for the next agent.
                 let _ = remove_tree(&self.place.instance(&instance.id));
@@ -248,7 +258,7 @@ impl Agent {
             remove_tree(&directory)
                 .context(Kind::Host, || format!("terminate {id}: remove {}", directory.display()))?;
         }
-        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.touch();
         match left.first() {
             None => Ok(()),
             Some(left) => {
@@ -266,6 +276,7 @@ impl Agent {
     /// Terminates everything and removes the lab's files; the caller then cancels `over`.
     pub(super) async fn destroy(&self) -> Result<(), Error> {
         let mut lab = self.lab.lock().await;
+        self.is_leaving.store(true, Ordering::Release);
         let ids: Vec<_> = lab.roster.live().into_iter().map(|it| it.id).collect();
         let terminated = self.terminate_in(&mut lab, &ids).await;
         let local = self.place.local();
@@ -280,9 +291,10 @@ impl Agent {
         let mut lab = self.lab.lock().await;
         lab.with_ssh = with_ssh;
         for machine in lab.machines.values() {
-            machine.close_ssh();
             if with_ssh {
                 machine.open_ssh().await.context(Kind::Host, || "start SSH again".to_owned())?;
+            } else {
+                machine.close_ssh().await;
             }
         }
         Ok(())
@@ -298,7 +310,8 @@ impl Agent {
 
     /// Ends the lab when its time has come, and the agent when it has nothing to do.
     async fn look_at_the_clock(&self) {
-        let lab = self.lab.lock().await;
+        // A request is being carried out; the next tick will do.
+        let Ok(lab) = self.lab.try_lock() else { return };
         let is_over = lab.roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
         let is_empty = lab.roster.live().is_empty();
         drop(lab);
@@ -400,9 +413,13 @@ fn take_lock(path: &PathBuf) -> Result<Option<File>, Error> {
     let failed = |cause: io::Error| Error::host(format!("lock {}: {cause}", path.display()));
     let mut options = OpenOptions::new();
     let mut file = options.create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        result => result.map_err(|errno| failed(errno.into()))?,
+    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() > deadline => return Ok(None),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(5)),
+            result => break result.map_err(|errno| failed(errno.into()))?,
+        }
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(Some(file))
@@ -429,5 +446,42 @@ fn make_private(directory: &Path) -> Result<(), Error> {
         .recursive(true)
         .mode(0o700)
         .create(directory)
+        .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
         .context(Kind::Host, || format!("create {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_without_instances_ends_and_keeps_its_keys() {
+        let state = tempfile::tempdir().unwrap();
+        let place = Place::of(state.path()).unwrap();
+        let agent = Agent::boot(place.clone(), Duration::from_secs(3600)).await.unwrap();
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPgmNc8kBk4mxSxZNAQvDs2OVYxjtyJgm8hXUzZRB5pb";
+        agent.ensure_key("lab", key).await.unwrap();
+        assert!(agent.ensure_key("bad", "ssh-ed25519 nonsense").await.is_err());
+        agent.look_at_the_clock().await;
+        assert!(!agent.over.is_cancelled());
+        let octet = agent.octet;
+        drop(agent);
+        let agent = Agent::boot(place, Duration::ZERO).await.unwrap();
+        assert_eq!(agent.octet, octet);
+        agent.look_at_the_clock().await;
+        assert!(agent.over.is_cancelled());
+        assert_eq!(agent.lab.lock().await.roster.keys["lab"], key);
+    }
+
+    #[test]
+    fn only_one_agent_holds_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.lock");
+        let first = take_lock(&path).unwrap();
+        assert!(first.is_some());
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert!(take_lock(&path).unwrap().is_none());
+        drop(first);
+        assert!(take_lock(&path).unwrap().is_some());
+    }
 }

@@ -14,7 +14,7 @@ use std::{
 use russh::{MethodKind, MethodSet, keys::PrivateKey, server::Config};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::AbortHandle,
+    task::JoinHandle,
 };
 
 use super::{machine::Guest, session::Visitor};
@@ -41,10 +41,10 @@ const KEEP_ALIVE_MISSES: usize = 3;
 /// How long to rest when no connection can be accepted, which is when descriptors have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// A running server; dropped, it closes its listener and all connections.
+/// A running server; dropped, it closes its connections at once and its listener soon.
 #[derive(Debug)]
 pub(super) struct Server {
-    listening: AbortHandle,
+    listening: JoinHandle<()>,
     connections: Arc<Connections>,
 }
 
@@ -65,7 +65,14 @@ impl Server {
         let listener = TcpListener::bind((address, PORT)).await?;
         let connections = Arc::new(Connections::default());
         let serving = serve(listener, Arc::new(config(key)), guest, connections.clone());
-        Ok(Self { listening: tokio::spawn(serving).abort_handle(), connections })
+        Ok(Self { listening: tokio::spawn(serving), connections })
+    }
+
+    /// Returns once the listener is closed, so that nobody can connect any more and the port is free.
+    pub(super) async fn stop(mut self) {
+        self.listening.abort();
+        // It always ends as cancelled.
+        let _ = (&mut self.listening).await;
     }
 }
 
