@@ -73,7 +73,7 @@ pub(crate) async fn start(
 }
 
 pub(crate) fn connect_to(instance: &Instance) -> String {
-    let address = instance.public_ip.map_or("no address".to_owned(), |ip| ip.to_string());
+    let address = instance.public_ip.map_or_else(|| "no address".to_owned(), |ip| ip.to_string());
     format!("connect to {} ({address}:{})", instance.name, instance.ssh_port)
 }
 
