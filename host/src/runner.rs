@@ -57,8 +57,7 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
     let runtime = runtime().map_err(one)?;
     let cancel = CancellationToken::new();
     let lab = lab_at(options, state, command).map_err(one)?;
-    let mut run =
-        Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel.clone(), runtime.handle().clone());
+    let mut run = Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel, runtime.handle().clone());
     run.prune = options.prune;
     run.strict = options.strict;
     let run = Arc::new(run);
@@ -123,7 +122,7 @@ fn attach(engine: &mut Engine, run: &Arc<Run>) {
     engine.on_print(move |text| ui.info(text));
     let ui = Arc::clone(&run.ui);
     engine.on_debug(move |text, source, position| {
-        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")))
+        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")));
     });
 }
 

@@ -47,7 +47,7 @@ impl Sessions {
         let open: Vec<_> =
             self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, cell)| cell).collect();
         let mut closing = tokio::task::JoinSet::new();
-        for session in open.iter().filter_map(|cell| cell.get()).cloned() {
+        for session in open.iter().filter_map(|cell| cell.get().cloned()) {
             closing.spawn(async move { session.close().await });
         }
         // A connection that does not end in time is ended by its own idle limit.
