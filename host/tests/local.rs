@@ -490,6 +490,27 @@ async fn a_killed_agent_is_a_power_cut() {
 }
 
 #[tokio::test]
+async fn an_agent_whose_socket_was_cleaned_away_comes_back() {
+    let (lab, instance) = Lab::with_instance().await;
+    let agent = lab.local.agent_pid().await;
+    let socket = PathBuf::from(lab.ok(&instance, "echo $LABHOST_AGENT").await.trim());
+    fs::remove_dir_all(socket.parent().unwrap()).unwrap();
+    until("the agent answers again", async || lab.local.agent_pid().await == agent).await;
+    assert_eq!(lab.local.list().await.unwrap(), [instance]);
+}
+
+#[tokio::test]
+async fn a_running_agent_finds_its_state_gone_and_goes_on() {
+    let (lab, _) = Lab::with_instance().await;
+    fs::remove_dir_all(lab.state()).unwrap();
+    lab.local.start().await.unwrap();
+    assert_eq!(lab.local.list().await.unwrap(), []);
+    let instance = &lab.launch(&[7]).await[0];
+    let applied = lab.apply(instance, "web", json!({ "exec": "sleep 1000" })).await;
+    assert_eq!(applied["changed"], true);
+}
+
+#[tokio::test]
 async fn an_agent_told_to_end_keeps_the_instances() {
     let (lab, instance) = Lab::with_instance().await;
     let applied = lab.apply(&instance, "web", json!({ "exec": "sleep 1000" })).await;

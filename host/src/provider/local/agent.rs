@@ -47,6 +47,10 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How often time of expiry, idleness and socket are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
+/// A lab needs one key; EC2 allows names of this length.
+const KEYS_MAX: usize = 64;
+const KEY_NAME_BYTES_MAX: usize = 255;
+
 /// From SIGTERM to SIGKILL for services of an instance that is being terminated.
 const TERMINATE_GRACE: Duration = Duration::from_secs(1);
 
@@ -58,8 +62,8 @@ const EXIT_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the agent of the lab at `state_dir` until it ends; at once when one runs already.
 ///
-/// It must be called on the main thread, before others are started: children die with the thread that starts
-/// them.
+/// It must be called on the main thread and outside a tokio runtime: children die with the thread that starts
+/// them, which is the one that calls this.
 pub fn agent_main(state_dir: &Path) -> Result<(), Error> {
     run(state_dir, IDLE_MAX)
 }
@@ -168,6 +172,12 @@ impl Agent {
 
     pub(super) async fn ensure_key(&self, name: &str, public_key: &str) -> Result<(), Error> {
         let mut lab = self.lab.lock().await;
+        let is_full = lab.roster.keys.len() >= KEYS_MAX && !lab.roster.keys.contains_key(name);
+        if is_full || name.len() > KEY_NAME_BYTES_MAX {
+            let limits =
+                format!("a lab has up to {KEYS_MAX} keys with names of up to {KEY_NAME_BYTES_MAX} bytes");
+            return Err(Error::provider(format!("ensure key: {limits}")));
+        }
         admit(&self.keys, name, public_key)?;
         lab.roster.keys.insert(name.to_owned(), public_key.trim().to_owned());
         lab.roster.save(&self.place)
