@@ -119,11 +119,18 @@ pub(super) fn uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// How often a directory is tried again that gets new content while it is being removed.
+const REMOVE_TRIES: usize = 5;
+
 /// Removes a directory and what is in it; one that is not there is no error, and links are not followed.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    let mut tries = 1..REMOVE_TRIES;
+    loop {
+        match fs::remove_dir_all(path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty && tries.next().is_some() => {}
+            other => return other,
+        }
     }
 }
 
