@@ -1,5 +1,11 @@
 //! A balancer process, stub backends and a plain client, each with a deadline on everything.
-#![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses a part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "shared by several test programs, each of which uses a part"
+)]
+#![allow(clippy::disallowed_methods, reason = "deadlines of tests are on the real clock")]
 
 mod client;
 mod stub;
