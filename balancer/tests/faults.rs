@@ -5,17 +5,11 @@
 mod common;
 
 use std::io::Write;
-use std::net::{Shutdown, TcpListener};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use common::{Balancer, Client, Stub, eventually, ok};
 use serde_json::json;
-
-/// An address that refuses connections.
-fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").to_string()
-}
 
 /// Probes that change nothing while a test runs, so that only requests find out about a backend.
 fn lazy_probes() -> serde_json::Value {
@@ -78,16 +72,21 @@ on_both_drivers! {
     }
 
     fn refused_connects_are_tried_elsewhere(driver) {
-        let stub = Stub::named("alive");
-        let clusters = json!({ "app": {
-            "backends": [ { "id": "dead", "address": refusing() }, { "id": "alive", "address": stub.address.to_string() } ],
-            "probe": { "path": "/probe", "interval_ms": 60_000, "fall": 100 } } });
-        let balancer =
-            Balancer::start(driver, json!({ "listen": "127.0.0.1:0", "policy": "round-robin", "clusters": clusters }));
+        let (dying, stub) = (Stub::named("dying"), Stub::named("alive"));
+        let mut extra = lazy_probes();
+        extra["policy"] = json!("round-robin");
+        let balancer = Balancer::over(driver, &[&dying, &stub], extra);
+        eventually("both were found up", || dying.probes() > 0 && stub.probes() > 0);
+        dying.stop();
         for _ in 0..20 {
             let response = balancer.get("/app");
             assert_eq!((response.status, response.text().as_str()), (200, "alive"));
+            let mut client = balancer.client();
+            client.send("POST /app HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi");
+            assert_eq!(client.response().status, 200, "nothing was sent, so any method may be tried again");
         }
+        let retries = balancer.status()["retries"].as_u64();
+        assert!(retries > Some(0), "{retries:?}");
     }
 
     fn backend_killed_under_load_costs_no_idempotent_request(driver) {

@@ -50,6 +50,7 @@ struct Shared {
     healthy: AtomicBool,
     stopped: AtomicBool,
     connections: AtomicUsize,
+    probes: AtomicUsize,
     open: Mutex<Vec<TcpStream>>,
     /// The handler reads the body itself.
     raw_bodies: bool,
@@ -78,6 +79,7 @@ impl Stub {
             healthy: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
             open: Mutex::default(),
             raw_bodies,
         });
@@ -117,6 +119,11 @@ impl Stub {
         self.shared.connections.load(SeqCst)
     }
 
+    /// Probes answered so far.
+    pub fn probes(&self) -> usize {
+        self.shared.probes.load(SeqCst)
+    }
+
     pub fn set_healthy(&self, healthy: bool) {
         self.shared.healthy.store(healthy, SeqCst);
     }
@@ -129,6 +136,7 @@ impl Stub {
         self.close_connections();
     }
 
+    /// Closes all connections that carried something else than probes.
     pub fn close_connections(&self) {
         for stream in self.shared.open.lock().expect("open").drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -152,16 +160,17 @@ fn serve(stream: TcpStream, shared: &Shared) {
     stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
     stream.set_write_timeout(Some(DEADLINE)).expect("a timeout");
     stream.set_nodelay(true).expect("no delay");
-    shared.open.lock().expect("open").push(stream.try_clone().expect("a clone"));
     let mut connection = Connection { stream, pending: Vec::new(), served: 0 };
     while let Some(mut request) = connection.read_head() {
         if request.path() == "/probe" {
             let status = if shared.healthy.load(SeqCst) { "200 OK" } else { "503 Unwell" };
             connection.send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes());
+            shared.probes.fetch_add(1, SeqCst);
             continue;
         }
         if connection.served == 0 {
             shared.connections.fetch_add(1, SeqCst);
+            shared.open.lock().expect("open").push(connection.stream.try_clone().expect("a clone"));
         }
         request.before = connection.served;
         connection.served += 1;
