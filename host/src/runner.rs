@@ -23,7 +23,8 @@ use crate::{
     commands, engine,
     error::Context as _,
     failure::Problem,
-    lab::{self, Lab, Limits},
+    identity,
+    lab::{Lab, Limits},
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
     ui::Ui,
@@ -53,7 +54,7 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
     let state = state_dir(options, Some(&recipe)).map_err(one)?;
     // Every process that this one starts is known by this mark, and `stop` finds it when this one was killed.
     // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("LABHOST_LAB", lab::id(&state)) };
+    unsafe { std::env::set_var(identity::MARK, identity::lab_id(&state)) };
     let runtime = runtime().map_err(one)?;
     let cancel = CancellationToken::new();
     let lab = lab_at(options, state, command).map_err(one)?;

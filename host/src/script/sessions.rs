@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, lab, provider::Instance, ssh::Session};
+use crate::{Error, identity, provider::Instance, ssh::Session};
 
 /// The connections of a run; at most one per instance.
 pub(super) struct Sessions {
@@ -25,7 +25,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
 impl Sessions {
     pub(super) fn new(state_dir: &Path, cancel: CancellationToken) -> Self {
-        let control_dir = lab::runtime_dir(state_dir).join("ssh");
+        let control_dir = identity::runtime_dir(state_dir).join("ssh");
         Self { config: state_dir.join("ssh_config"), control_dir, cancel, open: Mutex::default() }
     }
 

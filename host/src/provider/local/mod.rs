@@ -186,7 +186,7 @@ impl Local {
             .context(Kind::Host, || format!("open {}", path.display()))?;
         let mut command = tokio::process::Command::new(&self.exe);
         command.args(["agent", "--state"]).arg(&self.place.state).current_dir("/");
-        command.env_clear().env("LABHOST_LAB", &self.place.lab);
+        command.env_clear().env(crate::identity::MARK, &self.place.lab);
         let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE"];
         command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

@@ -13,14 +13,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
-use crate::{Error, Kind, error::Context};
+use crate::{Error, Kind, error::Context, identity};
 
 /// The paths of one lab.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    /// Eight hexadecimal digits: the start of the SHA-256 of the state directory's path.
+    /// See [`identity::lab_id`].
     pub(super) lab: String,
     /// The canonical state directory; it need not exist.
     pub(super) state: PathBuf,
@@ -37,10 +35,7 @@ impl Place {
                 format!("the state directory {} has a colon or a line break in its path", state.display());
             return Err(Error::usage(message).with_hint("choose another one with --state DIR"));
         }
-        let digest = Sha256::digest(state.as_os_str().as_bytes());
-        let lab = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-        let runtime_parent = PathBuf::from(format!("/tmp/labhost-{}", uid()));
-        Ok(Self { lab, state, runtime_parent })
+        Ok(Self { lab: identity::lab_id(&state), state, runtime_parent: identity::runtime_parent() })
     }
 
     pub(super) fn local(&self) -> PathBuf {
@@ -78,7 +73,7 @@ impl Place {
 
     /// The environment entry that marks every process of this lab.
     pub(super) fn mark(&self) -> String {
-        format!("LABHOST_LAB={}", self.lab)
+        format!("{}={}", identity::MARK, self.lab)
     }
 
     /// Creates the runtime directory, private to this user.
