@@ -193,6 +193,10 @@ pub(crate) async fn a_background_process_does_not_hold_its_command(target: Targe
     let output = session.run(&Command::new(line).timeout(DEADLINE)).await.unwrap();
     assert_eq!(output.text(), "started\n");
     let process = process_in(&target.path("pid")).await;
+    // The channel is closed by now, and these follow it on the same connection.
+    for _ in 0..10 {
+        session.run(&Command::new("true")).await.unwrap();
+    }
     assert!(alive(process), "what a command leaves in the background goes on");
     kill(process);
 }
@@ -242,4 +246,24 @@ pub(crate) async fn lines_come_while_the_command_runs(target: Target) {
     let mut lines = seen.into_inner().unwrap();
     assert_eq!(lines.pop(), Some((Stream::Stdout, "three".to_owned())));
     assert!(lines.contains(&(Stream::Stderr, "two".to_owned())));
+}
+
+/// A server allows ten commands at once on a connection, and must forget each that has ended.
+pub(crate) async fn ended_commands_make_room(target: Target) {
+    let session = target.connect().await;
+    for number in 0..50 {
+        let output = session.run(&Command::new(format!("echo {number}"))).await.unwrap();
+        assert_eq!(output.text(), format!("{number}\n"));
+    }
+    for _ in 0..10 {
+        let commands: Vec<_> = (0..8)
+            .map(|code| {
+                let (session, command) = (session.clone(), Command::new(format!("exit {code}")).unchecked());
+                tokio::spawn(async move { session.run(&command).await })
+            })
+            .collect();
+        for (code, command) in (0..).zip(commands) {
+            assert_eq!(command.await.unwrap().unwrap().code, code);
+        }
+    }
 }

@@ -70,6 +70,7 @@ suite! {
         given_up_while_it_starts_a_command_is_killed_too
         a_background_process_does_not_hold_its_command
         eight_run_at_once_and_more_wait
+        ended_commands_make_room
         lines_come_while_the_command_runs;
     files, running:
         an_upload_sends_only_what_is_not_there
