@@ -2,19 +2,23 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use labhost::{
     Kind,
+    provider::Instance,
     ssh::{Command, Session, quote},
 };
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     DEADLINE, process_in,
-    processes::{kill, with_argument},
-    target::{Target, generate, own_address},
+    processes::{kill, name, with_argument},
+    target::{Target, embedded, generate, openssh, own_address},
     until,
 };
 
@@ -105,7 +109,7 @@ pub(crate) async fn a_closed_session_leaves_no_process_and_no_file(target: Targe
     let control = target.control.path().to_str().unwrap().to_owned();
     let session = target.connect().await;
     session.run(&Command::new("true")).await.unwrap();
-    assert_eq!(with_argument(&control).len(), 1);
+    assert!(!with_argument(&control).is_empty());
     session.close().await;
     until("no ssh is left", || with_argument(&control).is_empty()).await;
     assert_eq!(fs::read_dir(&control).unwrap().count(), 0);
@@ -155,4 +159,59 @@ pub(crate) async fn readiness_is_seen_from_the_host(target: Target) {
     let error = session.wait_http(socket, "/", 200, Duration::from_secs(1)).await.unwrap_err();
     assert!(error.message.ends_with("not ready after 1s; last seen: connection refused"), "{error}");
     assert_eq!(session.wait_http(socket, "no slash", 200, DEADLINE).await.unwrap_err().kind, Kind::Usage);
+}
+
+/// By this variable a process of these tests knows that it is to hold sessions, and which.
+const HOLD: &str = "LABHOST_TEST_HOLD";
+
+/// Both sides of it: the test, and the process that it kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_labhost_leaves_no_connection() {
+    if let Some(held) = std::env::var_os(HOLD) {
+        hold(serde_json::from_str(held.to_str().unwrap()).unwrap()).await;
+    }
+    tokio::join!(kill_a_holder(openssh::running().await), kill_a_holder(embedded::running().await));
+}
+
+async fn kill_a_holder(target: Target) {
+    let control = target.control.path().to_str().unwrap().to_owned();
+    let config = target.write_config().unwrap();
+    let held = Held {
+        instance: target.instance.clone(),
+        config,
+        control: control.clone(),
+        pid: target.remote("pid"),
+    };
+    let mut holder = tokio::process::Command::new(std::env::current_exe().unwrap());
+    holder.args(["--exact", "sessions::a_killed_labhost_leaves_no_connection"]);
+    holder.env(HOLD, serde_json::to_string(&held).unwrap());
+    let mut holder = holder.stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let command = process_in(&target.path("pid")).await;
+    assert_eq!(with_argument(&control).iter().filter(|process| name(**process) == "ssh\n").count(), 2);
+    holder.kill().await.unwrap();
+    until("no ssh is left", || with_argument(&control).is_empty()).await;
+    assert_eq!(fs::read_dir(&control).unwrap().count(), 0);
+    // A local instance ends it, OpenSSH's server does not.
+    if name(command) == "sleep\n" {
+        kill(command);
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Held {
+    instance: Instance,
+    config: PathBuf,
+    control: String,
+    /// File for the process id of the command.
+    pid: String,
+}
+
+/// Holds one session that does nothing and one with a command, until it is killed.
+async fn hold(held: Held) {
+    let cancel = CancellationToken::new();
+    let control = Path::new(&held.control);
+    let connect = || Session::connect(&held.instance, &held.config, control, DEADLINE, &cancel);
+    let (_idle, busy) = (connect().await.unwrap(), connect().await.unwrap());
+    let line = format!("echo $$ >{}; exec sleep 300", quote(&held.pid));
+    panic!("it was to be killed: {:?}", busy.run(&Command::new(line)).await);
 }
