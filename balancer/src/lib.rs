@@ -1,1 +1,39 @@
-//! The lab balancer.
+//! An HTTP/1.1 load balancer on io_uring that chooses a backend by expected latency.
+//!
+//! A request crosses six names: [`serve`](proxy) -> `http::Request` -> `Cluster::pick` -> `Pool::checkout` ->
+//! `exchange` -> `Cluster::finish`. Each thread has a runtime, a listener, a pool and a picker of its own; threads
+//! share counters and the state of backends through atomics, and the configuration through an `Arc` that a reload
+//! replaces.
+//!
+//! It does not speak TLS or HTTP/2, does not resolve names, does not cache, and does not compress.
+
+mod admin;
+mod buffer;
+mod clock;
+pub mod config;
+mod control;
+mod driver;
+mod error;
+pub mod http;
+mod listen;
+mod pool;
+mod probe;
+mod proxy;
+mod retry;
+mod server;
+mod signals;
+mod site;
+mod socket;
+mod stats;
+mod status;
+mod thread;
+mod watch;
+
+pub use control::{StartError, run};
+pub use driver::DriverChoice;
+pub use listen::ListenError;
+
+/// One line on standard error, where a supervisor keeps it.
+fn log(line: std::fmt::Arguments<'_>) {
+    eprintln!("balancer: {line}");
+}

@@ -1,1 +1,55 @@
-fn main() {}
+//! Arguments, then the balancer, then an exit code.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use balancer::config::Config;
+use balancer::{DriverChoice, StartError};
+use clap::Parser;
+
+/// An HTTP/1.1 load balancer: requests for /NAME/... go to the cluster NAME of the configuration.
+///
+/// Runs in the foreground. SIGHUP reads the configuration again without dropping a request; SIGTERM stops accepting,
+/// answers what is in flight and exits 0. GET /status says how the backends fare.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration, JSON. The smallest: {"listen": "127.0.0.1:8080", "clusters": {"app": {"backends":
+    /// [{"id": "a", "address": "127.0.0.1:9000"}]}}}
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only check the configuration.
+    #[arg(long)]
+    check: bool,
+    /// What to run on.
+    #[arg(long, value_enum, default_value_t)]
+    driver: DriverChoice,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = if arguments.check {
+        Config::read(&arguments.config).map(drop).map_err(StartError::from)
+    } else {
+        balancer::run(&arguments.config, arguments.driver)
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            // As everywhere: 2 is for what the caller can put right in the arguments or the configuration.
+            ExitCode::from(if matches!(error, StartError::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn report(error: &dyn Error) {
+    let mut message = format!("balancer: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    eprintln!("{message}");
+}

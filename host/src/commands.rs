@@ -168,7 +168,7 @@ fn details(functions: &[&Function], name: &str) -> Result<String, Error> {
 
 /// `labhost status`.
 pub fn status(options: &Options, ui: &Ui) -> Result<(), Error> {
-    let lab = runner::lab(options, runner::state_dir(options, None)?, "labhost status".to_owned())?;
+    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost status".to_owned())?;
     let runtime = runner::runtime()?;
     let instances = runtime.block_on(lab.list())?;
     if instances.is_empty() {
@@ -243,7 +243,7 @@ fn backends(instances: &[Instance], cluster: &str, status: &Value) -> Vec<Value>
 
 /// The instance with this name or id, and its SSH configuration written anew.
 fn host(options: &Options, name: &str) -> Result<(std::path::PathBuf, Instance), Error> {
-    let lab = runner::lab(options, runner::state_dir(options, None)?, "labhost ssh".to_owned())?;
+    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost ssh".to_owned())?;
     let instances = runner::runtime()?.block_on(lab.list())?;
     let found = instances
         .iter()
@@ -283,7 +283,7 @@ pub fn logs(options: &Options, name: &str, service: &str, lines: u32, follow: bo
 
 /// `labhost extend TTL`.
 pub fn extend(options: &Options, ttl: Span, ui: &Ui) -> Result<(), Error> {
-    let lab = runner::lab(options, runner::state_dir(options, None)?, format!("labhost extend {ttl}"))?;
+    let lab = runner::lab_at(options, runner::state_dir(options, None)?, format!("labhost extend {ttl}"))?;
     let runtime = runner::runtime()?;
     if runtime.block_on(lab.list())?.is_empty() {
         return Err(Error::usage("this lab has no instances to extend"));

@@ -23,6 +23,7 @@ use crate::{
     commands, engine,
     error::Context as _,
     failure::Problem,
+    identity,
     lab::{Lab, Limits},
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
@@ -50,11 +51,14 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
         return Ok(());
     }
     let args = RecipeArgs::parse(words, &checked.flags).map_err(one)?;
+    let state = state_dir(options, Some(&recipe)).map_err(one)?;
+    // Every process that this one starts is known by this mark, and `stop` finds it when this one was killed.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var(identity::MARK, identity::lab_id(&state)) };
     let runtime = runtime().map_err(one)?;
     let cancel = CancellationToken::new();
-    let lab = lab(options, state_dir(options, Some(&recipe)).map_err(one)?, command).map_err(one)?;
-    let mut run =
-        Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel.clone(), runtime.handle().clone());
+    let lab = lab_at(options, state, command).map_err(one)?;
+    let mut run = Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel, runtime.handle().clone());
     run.prune = options.prune;
     run.strict = options.strict;
     let run = Arc::new(run);
@@ -105,7 +109,7 @@ pub fn state_dir(options: &Options, recipe: Option<&Recipe>) -> Result<PathBuf, 
 }
 
 /// The lab at this state directory, with the provider that the options name.
-pub fn lab(options: &Options, dir: PathBuf, command: String) -> Result<Lab, Error> {
+pub fn lab_at(options: &Options, dir: PathBuf, command: String) -> Result<Lab, Error> {
     let provider = commands::provider(options, &dir)?;
     let limits = Limits { ttl: options.ttl.0, instances_max: options.max_instances };
     Ok(Lab::new(dir, provider, command, limits))
@@ -119,7 +123,7 @@ fn attach(engine: &mut Engine, run: &Arc<Run>) {
     engine.on_print(move |text| ui.info(text));
     let ui = Arc::clone(&run.ui);
     engine.on_debug(move |text, source, position| {
-        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")))
+        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")));
     });
 }
 

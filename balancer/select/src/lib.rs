@@ -1,1 +1,21 @@
-//! Choice of a backend.
+//! Choice of a backend: policies over one shared view.
+//!
+//! Each thread owns a small picker, [`Cluster`], over one [`View`] that all threads share. What is known of a
+//! backend (requests in flight, health, estimate) lives in atomics of [`Backend`]; what is private to a thread
+//! (random state, position, the latest time seen) lives in its picker. [`Cluster::pick`] counts a request in
+//! flight at the moment of the decision; [`Cluster::finish`] takes it back and learns from its [`Outcome`].
+//!
+//! This crate knows no runtime, socket or clock: the time is always an argument, and random numbers come from a
+//! seed given at construction. It does not probe, retry, queue or time out; the balancer does.
+
+mod backend;
+mod cluster;
+mod estimate;
+mod policy;
+mod random;
+
+pub use backend::{Backend, Health};
+pub use cluster::{Cluster, Ejection, Outcome, Ticket, View};
+pub use estimate::Estimate;
+pub use policy::{ExpectedLatency, LeastOutstanding, Policy, PolicyKind, RoundRobin, UnknownPolicy};
+pub use random::Random;

@@ -383,18 +383,6 @@ fn ids(instances: &[Instance]) -> Vec<String> {
     instances.iter().map(|instance| instance.id.clone()).collect()
 }
 
-/// A lab's short-lived files (sockets) lie here: a short path that follows from the state directory alone, so that a
-/// lab is found again when its state is lost.
-#[must_use]
-pub fn runtime_dir(state_dir: &Path) -> PathBuf {
-    let id: String = Sha256::digest(state_dir.as_os_str().as_encoded_bytes())
-        .iter()
-        .take(4)
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    PathBuf::from(format!("/tmp/labhost-{}", rustix::process::getuid().as_raw())).join(id)
-}
-
 /// Whether an instance can be reached: it runs and has an address.
 #[must_use]
 pub fn is_running(instance: &Instance) -> bool {

@@ -9,6 +9,7 @@ use super::{Run, options, run};
 use crate::{
     Error, Kind,
     bench::{self, Progress, Report, Verdict},
+    error::Context as _,
     lab::views,
     options::Options as _,
 };
@@ -48,8 +49,11 @@ fn to_text(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
+/// By way of JSON, whose map keys are texts: Rhai has no others, and status counts are kept by number.
 fn to_map(value: &impl Serialize) -> Raw<Dynamic> {
-    rhai::serde::to_dynamic(value)
+    rhai::serde::to_dynamic(
+        serde_json::to_value(value).context(Kind::Internal, || "make a map of a report".to_owned())?,
+    )
 }
 
 /// The reports in a list of what `bench::http` returned.

@@ -154,7 +154,7 @@ fn path_word(path: &Path) -> Result<String, Error> {
 /// Replaces a file in one step; the new one has mode 0600 from its first byte.
 fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let write = || -> std::io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("/"));
+        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_data()?;
@@ -243,7 +243,7 @@ mod tests {
     fn files_are_private_and_hold_one_key_line_per_instance() {
         let state = tempfile::tempdir().unwrap();
         let with_comment = Instance { host_key: format!("{KEY} someone@somewhere"), ..instance("app", 1) };
-        write_config(state.path(), &[with_comment.clone()], Path::new("/id")).unwrap();
+        write_config(state.path(), std::slice::from_ref(&with_comment), Path::new("/id")).unwrap();
         write_config(state.path(), &[with_comment], Path::new("/id")).unwrap();
         for name in ["ssh_config", "known_hosts"] {
             let mode = fs::metadata(state.path().join(name)).unwrap().permissions().mode();

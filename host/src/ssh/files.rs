@@ -25,16 +25,17 @@ const DIRECTORY: i32 = 11;
 const INCOMPLETE: i32 = 12;
 const MISSING: i32 = 13;
 
-/// What system tools say, and how we say it. The scripts run with `LC_ALL=C`.
-const REASONS: [&str; 8] = [
-    "No space left on device",
-    "Disk quota exceeded",
-    "Permission denied",
-    "Read-only file system",
-    "File size limit exceeded",
-    "File too large",
-    "Not a directory",
-    "not found",
+/// What system tools say, and what we say. The scripts run with `LC_ALL=C`.
+const REASONS: [(&str, &str); 9] = [
+    ("No space left on device", "no space left on device"),
+    ("Disk quota exceeded", "disk quota exceeded"),
+    ("Permission denied", "permission denied"),
+    ("Read-only file system", "read-only file system"),
+    ("File size limit exceeded", "larger than the host's file size limit"),
+    ("File too large", "larger than the host's file size limit"),
+    ("Not a directory", "a part of the path is a file, not a directory"),
+    ("File exists", "a part of the path is a file, not a directory"),
+    ("sha256sum: not found", "the host has no sha256sum"),
 ];
 
 /// What [`Session::upload`] and [`Session::write`] did.
@@ -106,7 +107,7 @@ impl Session {
     pub async fn download(&self, remote: &str, local: &Path) -> Result<u64, Error> {
         let operation = format!("download {remote} from {}", self.host());
         let directory =
-            local.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            local.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(directory)
             .context(Kind::Recipe, || format!("{operation} to {}", local.display()))?;
         let path = quote(&remote_path(remote, &operation)?);
@@ -207,7 +208,7 @@ fn remote_path(path: &str, operation: &str) -> Result<String, Error> {
 
 fn failed(operation: &str, path: &str, code: i32, stderr: &[u8]) -> Error {
     let text = String::from_utf8_lossy(stderr);
-    let reason = REASONS.iter().find(|reason| text.contains(**reason)).map(|reason| reason.to_lowercase());
+    let reason = REASONS.iter().find(|(said, _)| text.contains(said)).map(|(_, reason)| (*reason).to_owned());
     let what = match (code, reason) {
         (DIRECTORY, _) => format!("`{path}` is a directory there"),
         (MISSING, _) => format!("`{path}` does not exist there"),

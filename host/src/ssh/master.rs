@@ -73,7 +73,7 @@ pub(crate) async fn start(
 }
 
 pub(crate) fn connect_to(instance: &Instance) -> String {
-    let address = instance.public_ip.map_or("no address".to_owned(), |ip| ip.to_string());
+    let address = instance.public_ip.map_or_else(|| "no address".to_owned(), |ip| ip.to_string());
     format!("connect to {} ({address}:{})", instance.name, instance.ssh_port)
 }
 
@@ -248,6 +248,31 @@ mod tests {
         prepare(&open).unwrap();
         std::os::unix::fs::symlink(&open, &link).unwrap();
         assert!(prepare(&link).unwrap_err().message.contains("others could use it"));
+    }
+
+    #[test]
+    fn only_old_directories_without_a_socket_are_swept() {
+        let control = tempfile::tempdir_in("/tmp").unwrap();
+        let make = |name: &str, socket: bool, old: bool| {
+            let path = control.path().join(name);
+            fs::create_dir(&path).unwrap();
+            if socket {
+                fs::write(path.join("master"), "").unwrap();
+            }
+            if old {
+                let directory = fs::File::open(&path).unwrap();
+                directory.set_modified(SystemTime::now() - 2 * STALE_AFTER).unwrap();
+            }
+        };
+        make("s-left", false, true);
+        make("s-used", true, true);
+        make("s-new", false, false);
+        make("other", false, true);
+        sweep(control.path());
+        let mut left: Vec<_> =
+            fs::read_dir(control.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["other", "s-new", "s-used"]);
     }
 
     #[test]

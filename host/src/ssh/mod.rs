@@ -102,15 +102,26 @@ impl Inner {
     }
 }
 
-/// Exits 0 when none of the groups exists any more. `kill -s` because dash knows `--` only in that form.
+/// Exits 0 when none of the groups has a living process any more.
+///
+/// `kill -s` because dash knows `--` only in that form. A group of which only zombies are left still takes signals,
+/// and some inits of containers are slow to reap them; so what `kill` calls alive is looked up in /proc.
 fn kill_script(groups: &[u32]) -> String {
-    let groups: Vec<String> = groups.iter().map(|group| format!("-{group}")).collect();
+    let all: Vec<String> = groups.iter().map(u32::to_string).collect();
     let script = format!(
-        "g='{}'; a() {{ for p in $g; do kill -s 0 -- $p && return; done; return 1; }}
-         s() {{ for p in $g; do kill -s $1 -- $p; done; }}
-         w() {{ i=0; while a; do [ $i -lt {GRACE_TENTHS} ] || return 1; i=$((i+1)); sleep 0.1; done; }}
-         s TERM; a || exit 0; sleep 0.01; w && exit 0; s KILL; w",
-        groups.join(" ")
+        r#"g=' {} '
+s() {{ for p in $g; do kill -s $1 -- -$p && r=0; done; }}
+a() {{
+  r=1; s 0; [ $r = 0 ] || return 1
+  for f in /proc/[0-9]*/stat; do
+    read -r t <$f || continue; t=${{t##*) }}; set -- $t
+    case $g in *" $3 "*) [ $1 = Z ] || return 0 ;; esac
+  done
+  return 1
+}}
+w() {{ i=0; while a; do [ $i -lt {GRACE_TENTHS} ] || return 1; i=$((i+1)); sleep 0.1; done; }}
+s TERM; a || exit 0; sleep 0.02; w && exit 0; s KILL; a || exit 0; sleep 0.02; w"#,
+        all.join(" ")
     );
     format!("exec /bin/sh -c {}", quote(&script))
 }

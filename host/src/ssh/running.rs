@@ -194,7 +194,7 @@ impl Channel {
         let (group, ending, noise) = (&mut self.group, &mut self.ending, &mut self.noise);
         let mut on_event = |event: Event<'_>| match event {
             Event::Noise(bytes) => {
-                noise.extend_from_slice(&bytes[..bytes.len().min(NOISE_MAX - noise.len())])
+                noise.extend_from_slice(&bytes[..bytes.len().min(NOISE_MAX - noise.len())]);
             }
             Event::Data(bytes) if result.is_ok() => result = sink(stream, bytes),
             Event::Data(_) => {}

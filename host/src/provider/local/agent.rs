@@ -1,32 +1,23 @@
-//! The agent: the one process behind all instances of a lab.
+//! The state behind the agent's answers, and what each request does to it.
 //!
-//! It boots what is on disk, answers requests on its socket, and ends when the lab expires, when it has had no
-//! instance for a minute, on `Shutdown`, or on SIGTERM (which keeps the instances on disk). Killing it is a
-//! power cut of all machines: its children die with it, and the next agent boots the same instances again.
-//!
-//! What instances are lies in `machine`, what is remembered in `record`.
+//! Requests that change something run one after the other, so that a listing after a launch whose client was
+//! killed shows what that launch made. What instances are lies in `machine`, what is remembered in `record`.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    fs,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use rustix::fs::{FlockOperation, flock};
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-    time::Instant,
-};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     address::Block,
-    control,
     machine::{self, Keys, Machine},
     place::{Place, remove_tree},
     process,
@@ -38,11 +29,9 @@ use crate::{
     provider::{Instance, Launch, State, epoch_s},
 };
 
-/// An agent without instances ends after this long: nobody needs to remember to stop it.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-
-/// How often time of expiry, idleness and socket are looked at.
-const TICK: Duration = Duration::from_secs(1);
+/// A lab needs one key; EC2 allows names of this length.
+const KEYS_MAX: usize = 64;
+const KEY_NAME_BYTES_MAX: usize = 255;
 
 /// From SIGTERM to SIGKILL for services of an instance that is being terminated.
 const TERMINATE_GRACE: Duration = Duration::from_secs(1);
@@ -50,73 +39,16 @@ const TERMINATE_GRACE: Duration = Duration::from_secs(1);
 /// From SIGTERM to SIGKILL when the agent itself is asked to end.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the agent of the lab at `state_dir` until it ends; at once when one runs already.
-///
-/// It must be called on the main thread, before others are started: children die with the thread that starts
-/// them.
-pub fn agent_main(state_dir: &Path) -> Result<(), Error> {
-    run(state_dir, IDLE_MAX)
-}
-
-fn run(state_dir: &Path, idle_max: Duration) -> Result<(), Error> {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    process::raise_descriptor_limit();
-    let place = Place::of(state_dir)?;
-    place.make_runtime()?;
-    let Some(_lock) = take_lock(&place.lock())? else {
-        eprintln!("an agent of lab {} runs already", place.lab);
-        return Ok(());
-    };
-    make_private(&place.local())?;
-    // The last agent may have left processes that were started by its children.
-    for left in process::kill_marked(&[place.mark()]) {
-        eprintln!("process {} ({}) of an earlier agent cannot be killed", left.pid, left.name);
-    }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context(Kind::Host, || "start the agent".to_owned())?
-        .block_on(serve(place, idle_max))
-}
-
-async fn serve(place: Place, idle_max: Duration) -> Result<(), Error> {
-    let mut terminate =
-        signal(SignalKind::terminate()).context(Kind::Host, || "watch for SIGTERM".to_owned())?;
-    let agent = Arc::new(Agent::boot(place, idle_max).await?);
-    let mut listener = bind(&agent.place.socket())?;
-    let mut inode = inode_of(&agent.place.socket());
-    eprintln!("lab {} runs at 127.77.{}.0/24 (process {})", agent.place.lab, agent.octet, std::process::id());
-    let mut tick = tokio::time::interval(TICK);
-    loop {
-        tokio::select! {
-            Ok((stream, _)) = listener.accept() => control::serve(stream, agent.clone()),
-            _ = tick.tick() => {
-                agent.look_at_the_clock().await;
-                // Cleaners of /tmp remove what is old.
-                if !agent.over.is_cancelled() && inode_of(&agent.place.socket()) != inode {
-                    agent.place.make_runtime()?;
-                    listener = bind(&agent.place.socket())?;
-                    inode = inode_of(&agent.place.socket());
-                }
-            }
-            _ = terminate.recv() => {
-                eprintln!("told to end; the instances stay on disk");
-                agent.power_off().await;
-                agent.over.cancel();
-            }
-            () = agent.over.cancelled() => return Ok(()),
-        }
-    }
-}
-
 /// The agent's state; requests that change it run one after the other.
 pub(super) struct Agent {
     pub(super) place: Place,
-    octet: u8,
+    pub(super) octet: u8,
     keys: Keys,
     lab: tokio::sync::Mutex<Lab>,
     idle_since: Mutex<Instant>,
     idle_max: Duration,
+    /// Set when the lab's files are being removed.
+    is_leaving: AtomicBool,
     /// Set when the agent is to end.
     pub(super) over: CancellationToken,
 }
@@ -129,13 +61,14 @@ struct Lab {
 }
 
 impl Agent {
-    async fn boot(place: Place, idle_max: Duration) -> Result<Self, Error> {
+    pub(super) async fn boot(place: Place, idle_max: Duration) -> Result<Self, Error> {
         let mut roster = Roster::load(&place);
         let block = claim(&roster, &place)?;
         roster.octet = Some(block.octet);
-        let vanished: Vec<_> =
-            roster.live().into_iter().map(|it| it.id).filter(|id| !place.instance(id).is_dir()).collect();
-        roster.set_state(&vanished, State::Terminated);
+        let is_over = roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
+        let gone = |id: &String| is_over || !place.instance(id).is_dir();
+        let gone: Vec<_> = roster.live().into_iter().map(|it| it.id).filter(gone).collect();
+        roster.set_state(&gone, State::Terminated);
         roster.save(&place)?;
         remove_strays(&place, &roster);
         let keys = Keys::default();
@@ -152,12 +85,19 @@ impl Agent {
             lab: tokio::sync::Mutex::new(lab),
             idle_since: Mutex::new(Instant::now()),
             idle_max,
+            is_leaving: AtomicBool::new(false),
             over: CancellationToken::new(),
         })
     }
 
     pub(super) async fn ensure_key(&self, name: &str, public_key: &str) -> Result<(), Error> {
         let mut lab = self.lab.lock().await;
+        let is_full = lab.roster.keys.len() >= KEYS_MAX && !lab.roster.keys.contains_key(name);
+        if is_full || name.len() > KEY_NAME_BYTES_MAX {
+            let limits =
+                format!("a lab has up to {KEYS_MAX} keys with names of up to {KEY_NAME_BYTES_MAX} bytes");
+            return Err(Error::provider(format!("ensure key: {limits}")));
+        }
         admit(&self.keys, name, public_key)?;
         lab.roster.keys.insert(name.to_owned(), public_key.trim().to_owned());
         lab.roster.save(&self.place)
@@ -180,7 +120,7 @@ impl Agent {
         }
         if let Err(error) = made {
             lab.roster.launches.retain(|it| it.launch.token != launch.token);
-            drop(machines);
+            shut_down_all(machines, Duration::ZERO).await;
             for instance in &instances {
                 // What cannot be removed now is a stray for the next agent.
                 let _ = remove_tree(&self.place.instance(&instance.id));
@@ -248,7 +188,7 @@ impl Agent {
             remove_tree(&directory)
                 .context(Kind::Host, || format!("terminate {id}: remove {}", directory.display()))?;
         }
-        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.touch();
         match left.first() {
             None => Ok(()),
             Some(left) => {
@@ -266,6 +206,7 @@ impl Agent {
     /// Terminates everything and removes the lab's files; the caller then cancels `over`.
     pub(super) async fn destroy(&self) -> Result<(), Error> {
         let mut lab = self.lab.lock().await;
+        self.is_leaving.store(true, Ordering::Release);
         let ids: Vec<_> = lab.roster.live().into_iter().map(|it| it.id).collect();
         let terminated = self.terminate_in(&mut lab, &ids).await;
         let local = self.place.local();
@@ -280,9 +221,10 @@ impl Agent {
         let mut lab = self.lab.lock().await;
         lab.with_ssh = with_ssh;
         for machine in lab.machines.values() {
-            machine.close_ssh();
             if with_ssh {
                 machine.open_ssh().await.context(Kind::Host, || "start SSH again".to_owned())?;
+            } else {
+                machine.close_ssh().await;
             }
         }
         Ok(())
@@ -297,8 +239,9 @@ impl Agent {
     }
 
     /// Ends the lab when its time has come, and the agent when it has nothing to do.
-    async fn look_at_the_clock(&self) {
-        let lab = self.lab.lock().await;
+    pub(super) async fn look_at_the_clock(&self) {
+        // A request is being carried out; the next tick will do.
+        let Ok(lab) = self.lab.try_lock() else { return };
         let is_over = lab.roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
         let is_empty = lab.roster.live().is_empty();
         drop(lab);
@@ -316,13 +259,18 @@ impl Agent {
         }
     }
 
+    /// Whether the lab's files are being removed.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
     /// Says that somebody is there.
     pub(super) fn touch(&self) {
         *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Ends all processes and keeps everything on disk.
-    async fn power_off(&self) {
+    pub(super) async fn power_off(&self) {
         let mut lab = self.lab.lock().await;
         let machines = std::mem::take(&mut lab.machines).into_values().collect();
         shut_down_all(machines, EXIT_GRACE).await;
@@ -395,39 +343,26 @@ fn admit(keys: &Keys, name: &str, public_key: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes the lock and writes this process's id into it; `None` when another process has it.
-fn take_lock(path: &PathBuf) -> Result<Option<File>, Error> {
-    let failed = |cause: io::Error| Error::host(format!("lock {}: {cause}", path.display()));
-    let mut options = OpenOptions::new();
-    let mut file = options.create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        result => result.map_err(|errno| failed(errno.into()))?,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_without_instances_ends_and_keeps_its_keys() {
+        let state = tempfile::tempdir().unwrap();
+        let place = Place::of(state.path()).unwrap();
+        let agent = Agent::boot(place.clone(), Duration::from_secs(3600)).await.unwrap();
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPgmNc8kBk4mxSxZNAQvDs2OVYxjtyJgm8hXUzZRB5pb";
+        agent.ensure_key("lab", key).await.unwrap();
+        assert!(agent.ensure_key("bad", "ssh-ed25519 nonsense").await.is_err());
+        agent.look_at_the_clock().await;
+        assert!(!agent.over.is_cancelled());
+        let octet = agent.octet;
+        drop(agent);
+        let agent = Agent::boot(place, Duration::ZERO).await.unwrap();
+        assert_eq!(agent.octet, octet);
+        agent.look_at_the_clock().await;
+        assert!(agent.over.is_cancelled());
+        assert_eq!(agent.lab.lock().await.roster.keys["lab"], key);
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-    Ok(Some(file))
-}
-
-/// Replaces a socket that a dead agent left; the lock says that it is dead.
-fn bind(path: &Path) -> Result<UnixListener, Error> {
-    let failed = |cause: io::Error| Error::host(format!("listen on {}: {cause}", path.display()));
-    match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
-}
-
-fn inode_of(path: &Path) -> Option<u64> {
-    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
-}
-
-fn make_private(directory: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .context(Kind::Host, || format!("create {}", directory.display()))
 }

@@ -51,8 +51,17 @@ impl Drop for Admission {
 /// Answers one connection in a task of its own. A request that has been read is carried out even if the client
 /// dies meanwhile.
 pub(super) fn serve(stream: UnixStream, agent: Arc<Agent>) {
-    let is_ours = stream.peer_cred().is_ok_and(|peer| peer.uid() == uid());
-    let Some(admission) = Admission::take().filter(|_| is_ours) else { return };
+    if !stream.peer_cred().is_ok_and(|peer| peer.uid() == uid()) {
+        return;
+    }
+    let Some(admission) = Admission::take() else {
+        let full = Error::host(format!("the agent answers {CONNECTIONS_MAX} others; try again"));
+        if let Ok(line) = encode(&Answer::from(full)) {
+            // The socket's buffer is empty; should it not be, the client sees the end.
+            let _ = stream.try_write(&line);
+        }
+        return;
+    };
     tokio::spawn(async move {
         // The client has gone, or sent nonsense: nobody is left to tell.
         let _ = attend(stream, &agent).await;

@@ -92,7 +92,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Without effect when it is open.
     pub(super) async fn open_ssh(&self) -> io::Result<()> {
+        if self.server().is_some() {
+            return Ok(());
+        }
         let key = read_host_key(&self.guest.home)?;
         let server = Server::start(self.address, key, self.guest.clone()).await.map_err(|cause| {
             io::Error::new(cause.kind(), format!("listen on {}:{}: {cause}", self.address, sshd::PORT))
@@ -102,13 +106,16 @@ impl Machine {
     }
 
     /// Closes the listener and all connections; commands of theirs are ended, services are not.
-    pub(super) fn close_ssh(&self) {
-        self.server().take();
+    pub(super) async fn close_ssh(&self) {
+        let server = self.server().take();
+        if let Some(server) = server {
+            server.stop().await;
+        }
     }
 
     /// Ends everything; see [`Supervisor::shut_down`].
     pub(super) async fn shut_down(&self, grace: Duration) {
-        self.close_ssh();
+        self.close_ssh().await;
         self.services.shut_down(grace).await;
     }
 
@@ -133,7 +140,7 @@ fn surroundings(place: &Place, instance: &Instance) -> Surroundings {
         ("INSTANCE_ID", instance.id.clone()),
         ("CLUSTER_NAME", instance.cluster.clone().unwrap_or_default()),
         ("LABHOST_EMULATE", instance.instance_type.clone()),
-        ("LABHOST_LAB", place.lab.clone()),
+        (crate::identity::MARK, place.lab.clone()),
         ("LABHOST_AGENT", text(&place.socket())),
     ];
     Surroundings { root, env: env.map(|(name, value)| (name.to_owned(), value)).to_vec() }

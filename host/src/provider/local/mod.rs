@@ -4,15 +4,17 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `place` | paths, and who may use them |
-//! | `agent`, `control`, `wire` | the agent, its socket, what is said on it |
+//! | `daemon`, `control`, `wire` | the agent's process, its socket, what is said on it |
+//! | `agent` | what it does for each request |
 //! | `record`, `address`, `types` | what is remembered, addresses, instance types |
 //! | `machine`, `sshd`, `session`, `command`, `feed`, `pty` | one instance and its SSH server |
-//! | `service`, `unit`, `log` | its services |
+//! | `service`, `keeper`, `unit`, `log` | its services |
 //! | `guest` | `labhost-service`, the program that controls them |
 //! | `process` | starting, signalling, finding processes |
 //!
 //! This file is the client: what `labhost` does when a recipe says `--provider local`. Local instances are no
-//! sandbox: their processes run as the user who started the lab. Groups and images mean nothing here.
+//! sandbox: their processes run as the user who started the lab, and one that leaves its process group and
+//! clears its environment is not found again. Groups and images mean nothing here.
 
 use std::{
     fs::{self, OpenOptions},
@@ -35,8 +37,10 @@ mod address;
 mod agent;
 mod command;
 mod control;
+mod daemon;
 mod feed;
 mod guest;
+mod keeper;
 mod log;
 mod machine;
 mod place;
@@ -50,7 +54,7 @@ mod types;
 mod unit;
 mod wire;
 
-pub use agent::agent_main;
+pub use daemon::agent_main;
 pub use guest::guest_main;
 
 use place::{Place, remove_tree};
@@ -63,7 +67,10 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// From asking the agent to remove everything to killing it: its own grace for services, and some more.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long a look at what is there waits for an agent before it looks for itself.
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often something that should happen soon is looked for.
 const POLL: Duration = Duration::from_millis(5);
@@ -98,15 +105,15 @@ impl Local {
 
     /// The agent's process, if one runs.
     pub async fn agent_pid(&self) -> Option<u32> {
-        match self.try_ask(&Request::Hello).await {
+        match self.try_ask(&Request::Hello, LOOK_PATIENCE).await {
             Ok(Answer::Hello { pid, .. }) => Some(pid),
             _ => None,
         }
     }
 
-    async fn try_ask(&self, request: &Request) -> io::Result<Answer> {
+    async fn try_ask(&self, request: &Request, patience: Duration) -> io::Result<Answer> {
         match self.place.has_runtime() {
-            Ok(true) => wire::ask(&self.place.socket(), request, ANSWER_PATIENCE).await,
+            Ok(true) => wire::ask(&self.place.socket(), request, patience).await,
             Ok(false) => Err(io::ErrorKind::NotFound.into()),
             Err(error) => Err(io::Error::other(error.message)),
         }
@@ -114,35 +121,31 @@ impl Local {
 
     /// Asks a running agent; starts one first when there is none.
     async fn ask(&self, request: Request) -> Result<Answer, Error> {
-        let asked = match self.try_ask(&request).await {
+        let asked = match self.try_ask(&request, ANSWER_PATIENCE).await {
             Err(cause) if is_absent(&cause) => {
                 self.ensure_agent().await?;
-                self.try_ask(&request).await
+                self.try_ask(&request, ANSWER_PATIENCE).await
             }
             asked => asked,
         };
-        asked
-            .map_err(|cause| {
-                Error::host(format!("ask the lab's agent: {cause}"))
-                    .with_hint(format!("its log is {}", self.place.agent_log().display()))
-            })?
-            .checked()
+        asked.map_err(|cause| self.not_answering(&cause))?.checked()
     }
 
-    async fn ask_for_instances(&self, request: Request) -> Result<Vec<Instance>, Error> {
-        match self.ask(request).await? {
-            Answer::Instances { instances } => Ok(instances),
-            other => Err(Error::internal(format!("the agent gave an answer that does not fit: {other:?}"))),
-        }
+    fn not_answering(&self, cause: &io::Error) -> Error {
+        let who = self.lock_holder().map_or_else(String::new, |pid| format!(" (process {pid})"));
+        Error::host(format!("ask the lab's agent{who}: {cause}")).with_hint(format!(
+            "its log is {}; stopping the lab also ends an agent that hangs",
+            self.place.agent_log().display()
+        ))
     }
 
     /// Returns once an agent answers.
     async fn ensure_agent(&self) -> Result<(), Error> {
+        self.write_bin()?;
         if self.is_answered().await? {
             return Ok(());
         }
         self.place.make_runtime()?;
-        self.write_bin()?;
         let mut child = self.spawn_agent()?;
         let deadline = Instant::now() + START_PATIENCE;
         while Instant::now() < deadline {
@@ -161,12 +164,12 @@ impl Local {
     }
 
     async fn is_answered(&self) -> Result<bool, Error> {
-        match self.try_ask(&Request::Hello).await {
+        match self.try_ask(&Request::Hello, ANSWER_PATIENCE).await {
             Ok(Answer::Hello { protocol: PROTOCOL, .. }) => Ok(true),
             Ok(_) => Err(Error::host("the lab's agent is of another version of labhost")
                 .with_hint("remove the lab with `labhost recipes/stop.rhai --confirm`, then run again")),
             Err(cause) if is_absent(&cause) => Ok(false),
-            Err(cause) => Err(Error::host(format!("ask the lab's agent: {cause}"))),
+            Err(cause) => Err(self.not_answering(&cause)),
         }
     }
 
@@ -183,7 +186,7 @@ impl Local {
             .context(Kind::Host, || format!("open {}", path.display()))?;
         let mut command = tokio::process::Command::new(&self.exe);
         command.args(["agent", "--state"]).arg(&self.place.state).current_dir("/");
-        command.env_clear().env("LABHOST_LAB", &self.place.lab);
+        command.env_clear().env(crate::identity::MARK, &self.place.lab);
         let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE"];
         command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -192,12 +195,15 @@ impl Local {
         command.spawn().context(Kind::Host, || format!("start the lab's agent: run {}", self.exe.display()))
     }
 
-    /// Writes the programs that instances find on their search path.
+    /// Writes the programs that instances find on their search path, unless they are there.
     fn write_bin(&self) -> Result<(), Error> {
         let bin = self.place.bin();
         let path = bin.join("labhost-service");
         let quoted = format!("'{}'", self.exe.to_string_lossy().replace('\'', r"'\''"));
         let script = format!("#!/bin/sh\nexec {quoted} guest \"$@\"\n");
+        if fs::read(&path).is_ok_and(|text| text == script.as_bytes()) {
+            return Ok(());
+        }
         let write = || {
             let mut builder = fs::DirBuilder::new();
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -223,12 +229,11 @@ impl Local {
         if !self.place.has_runtime()? {
             return Ok(());
         }
-        let holder = self.lock_holder();
-        // A refusal or silence makes no difference: what follows does without the agent.
-        let _ = wire::ask(&self.place.socket(), &Request::Shutdown, SHUTDOWN_PATIENCE).await;
-        let Some(pid) = holder else { return Ok(()) };
+        let Some(pid) = self.lock_holder() else { return Ok(()) };
         let deadline = Instant::now() + SHUTDOWN_PATIENCE;
-        while self.is_agent(pid) && Instant::now() < deadline {
+        // A refusal or silence makes no difference: what follows does without the agent.
+        let asked = wire::ask(&self.place.socket(), &Request::Shutdown, SHUTDOWN_PATIENCE).await;
+        while asked.is_ok() && !process::has_ended(pid) && Instant::now() < deadline {
             tokio::time::sleep(POLL).await;
         }
         process::kill_if(pid, |pid| self.is_agent(pid));
@@ -253,9 +258,9 @@ impl Local {
 
     /// In words, what there is of the lab.
     async fn what_remains(&self) -> Result<Vec<String>, Error> {
-        let mut remains: Vec<_> = self
-            .instances()
-            .await?
+        let instances = self.instances(LOOK_PATIENCE).await;
+        let mut remains: Vec<_> = instances
+            .unwrap_or_else(|_| record::on_disk(&self.place))
             .into_iter()
             .map(|it| format!("local instance {} ({}, {})", it.name, it.id, it.instance_type))
             .collect();
@@ -280,16 +285,12 @@ impl Local {
         Ok(remains)
     }
 
-    async fn instances(&self) -> Result<Vec<Instance>, Error> {
-        match self.try_ask(&Request::List).await {
-            Ok(answer) => match answer.checked()? {
-                Answer::Instances { instances } => Ok(instances),
-                other => {
-                    Err(Error::internal(format!("the agent gave an answer that does not fit: {other:?}")))
-                }
-            },
-            // Nobody is there, or nobody who answers: what is on disk can be started again or removed.
-            Err(_) => Ok(record::on_disk(&self.place)),
+    /// Without an agent, what is on disk: it can be started again or removed.
+    async fn instances(&self, patience: Duration) -> Result<Vec<Instance>, Error> {
+        match self.try_ask(&Request::List, patience).await {
+            Ok(answer) => instances_in(answer.checked()?),
+            Err(cause) if is_absent(&cause) => Ok(record::on_disk(&self.place)),
+            Err(cause) => Err(self.not_answering(&cause)),
         }
     }
 
@@ -312,9 +313,18 @@ impl Local {
     }
 }
 
-/// Whether the failure means that no agent is there, rather than one that does not answer.
+fn instances_in(answer: Answer) -> Result<Vec<Instance>, Error> {
+    match answer {
+        Answer::Instances { instances } => Ok(instances),
+        other => Err(Error::internal(format!("the agent gave an answer that does not fit: {other:?}"))),
+    }
+}
+
+/// Whether the failure means that no agent is there or that it has just died, rather than one that does not
+/// answer. All requests may be repeated.
 fn is_absent(cause: &io::Error) -> bool {
-    matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    matches!(cause.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
 }
 
 impl Provider for Local {
@@ -344,11 +354,11 @@ impl Provider for Local {
     }
 
     fn launch<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Vec<Instance>> {
-        Box::pin(self.ask_for_instances(Request::Launch { launch: launch.clone() }))
+        Box::pin(async move { instances_in(self.ask(Request::Launch { launch: launch.clone() }).await?) })
     }
 
     fn list(&self) -> Pending<'_, Vec<Instance>> {
-        Box::pin(self.instances())
+        Box::pin(self.instances(ANSWER_PATIENCE))
     }
 
     fn terminate<'a>(&'a self, ids: &'a [String]) -> Pending<'a, ()> {

@@ -131,21 +131,37 @@ pub(super) fn marked(marks: &[String]) -> Vec<Found> {
         .collect()
 }
 
-/// Kills all processes with one of the marks, again and again until none is left; returns those that stay.
+/// Kills all processes with one of the marks, again and again until all have ended; returns those that stay.
 ///
 /// Blocks for up to five seconds when processes appear faster than they can be killed.
 pub(super) fn kill_marked(marks: &[String]) -> Vec<Found> {
     let deadline = Instant::now() + KILL_PATIENCE;
+    let mut killed = Vec::new();
     loop {
         let left = marked(marks);
-        if left.is_empty() || Instant::now() > deadline {
+        killed.retain(|pid| !has_ended(*pid));
+        if (left.is_empty() && killed.is_empty()) || Instant::now() > deadline {
             return left;
         }
         for process in &left {
             kill_if(process.pid, |pid| carries(pid, marks));
         }
+        killed.extend(left.iter().map(|process| process.pid));
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Whether there is no such process, or only its exit status waits to be fetched.
+pub(super) fn has_ended(pid: u32) -> bool {
+    stat(pid).is_none_or(|(state, _)| matches!(state, 'Z' | 'X'))
+}
+
+/// A process's state and its parent's id.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything; the fields after the last bracket are state and parent.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
 /// Kills a process if it still is the one that is meant, without a race against the reuse of its number.
@@ -179,12 +195,7 @@ fn name_of(pid: u32) -> String {
 
 /// This process, its parent, and so on up to the first.
 fn ancestors() -> Vec<u32> {
-    let parent = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in brackets may hold anything; the fields after the last bracket are state and parent.
-        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-        (parent > 0).then_some(parent)
-    };
+    let parent = |pid: &u32| stat(*pid).map(|(_, parent)| parent).filter(|parent| *parent > 0);
     std::iter::successors(Some(std::process::id()), parent).collect()
 }
 

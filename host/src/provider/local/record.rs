@@ -131,7 +131,8 @@ impl Roster {
 
     /// Adds a launch; the lab then lives at least until its instances expire.
     pub(super) fn add(&mut self, launch: Launch, instances: Vec<Instance>) {
-        self.expires_at_s = self.expires_at_s.max(Some(launch.expires_at_s));
+        let earlier = self.expires_at_s.filter(|_| !self.live().is_empty());
+        self.expires_at_s = earlier.max(Some(launch.expires_at_s));
         self.launches.push(Launched { launch, instances });
         self.forget();
     }
@@ -292,6 +293,17 @@ mod tests {
         let states: Vec<_> = roster.made_by(&asked).unwrap().unwrap().iter().map(|it| it.state).collect();
         assert_eq!(states, [State::Terminated, State::Running]);
         assert_eq!(roster.live().len(), 1);
+    }
+
+    #[test]
+    fn the_lab_lives_as_long_as_its_last_launch_asked() {
+        let mut roster = roster();
+        roster.add(Launch { expires_at_s: 300, ..launch("a", &[1]) }, vec![instance("i-1", 1)]);
+        roster.add(Launch { expires_at_s: 200, ..launch("b", &[2]) }, vec![instance("i-2", 2)]);
+        assert!(roster.live().iter().all(|instance| instance.expires_at_s == 300));
+        roster.set_state(&["i-1".to_owned(), "i-2".to_owned()], State::Terminated);
+        roster.add(Launch { expires_at_s: 200, ..launch("c", &[3]) }, vec![instance("i-3", 3)]);
+        assert_eq!(roster.live()[0].expires_at_s, 200);
     }
 
     #[test]

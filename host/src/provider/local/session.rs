@@ -65,8 +65,13 @@ impl Visitor {
         line: Option<OsString>,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Some(Slot::Open { channel, terminal }) = self.channels.remove(&id) else {
-            return session.channel_failure(id);
+        // A channel runs one command in its life.
+        let (channel, terminal) = match self.channels.remove(&id) {
+            Some(Slot::Open { channel, terminal }) => (channel, terminal),
+            other => {
+                self.channels.extend(other.map(|slot| (id, slot)));
+                return session.channel_failure(id);
+            }
         };
         match command::start(&self.guest, line, terminal, channel) {
             Ok(running) => {

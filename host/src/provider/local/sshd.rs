@@ -14,7 +14,7 @@ use std::{
 use russh::{MethodKind, MethodSet, keys::PrivateKey, server::Config};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::AbortHandle,
+    task::JoinHandle,
 };
 
 use super::{machine::Guest, session::Visitor};
@@ -41,10 +41,10 @@ const KEEP_ALIVE_MISSES: usize = 3;
 /// How long to rest when no connection can be accepted, which is when descriptors have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// A running server; dropped, it closes its listener and all connections.
+/// A running server; dropped, it closes its connections at once and its listener soon.
 #[derive(Debug)]
 pub(super) struct Server {
-    listening: AbortHandle,
+    listening: JoinHandle<()>,
     connections: Arc<Connections>,
 }
 
@@ -55,17 +55,19 @@ struct Connections(Mutex<(u64, HashMap<u64, std::net::TcpStream>)>);
 impl Server {
     /// Errors when the address is not a loopback address, or somebody else has the port.
     pub(super) async fn start(address: Ipv4Addr, key: PrivateKey, guest: Arc<Guest>) -> io::Result<Self> {
-        if !address.is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{address} is not a loopback address"),
-            ));
-        }
+        check_loopback(address)?;
         // tokio sets SO_REUSEADDR, and not SO_REUSEPORT, which would let another process share the port.
         let listener = TcpListener::bind((address, PORT)).await?;
         let connections = Arc::new(Connections::default());
         let serving = serve(listener, Arc::new(config(key)), guest, connections.clone());
-        Ok(Self { listening: tokio::spawn(serving).abort_handle(), connections })
+        Ok(Self { listening: tokio::spawn(serving), connections })
+    }
+
+    /// Returns once the listener is closed, so that nobody can connect any more and the port is free.
+    pub(super) async fn stop(mut self) {
+        self.listening.abort();
+        // It always ends as cancelled.
+        let _ = (&mut self.listening).await;
     }
 }
 
@@ -77,6 +79,13 @@ impl Drop for Server {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
+}
+
+fn check_loopback(address: Ipv4Addr) -> io::Result<()> {
+    if address.is_loopback() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not a loopback address")))
 }
 
 fn config(key: PrivateKey) -> Config {
@@ -96,18 +105,25 @@ fn config(key: PrivateKey) -> Config {
 }
 
 async fn serve(listener: TcpListener, config: Arc<Config>, guest: Arc<Guest>, connections: Arc<Connections>) {
+    let mut was_refused = false;
     loop {
-        match listener.accept().await {
+        let accepted = listener.accept().await;
+        let is_refused = accepted.is_err();
+        match accepted {
             Ok((stream, _)) => {
                 if let Some(number) = connections.admit(&stream) {
                     tokio::spawn(attend(stream, number, config.clone(), guest.clone(), connections.clone()));
                 }
             }
             Err(cause) => {
-                eprintln!("{}: accept an SSH connection: {cause}", guest.id);
+                // Once is enough: it is tried again and again.
+                if !was_refused {
+                    eprintln!("{}: accept an SSH connection: {cause}", guest.id);
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }
+        was_refused = is_refused;
     }
 }
 
@@ -165,5 +181,18 @@ impl Connections {
 
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, std::net::TcpStream>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_listened_on() {
+        check_loopback(Ipv4Addr::new(127, 77, 3, 11)).unwrap();
+        for address in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(128, 0, 0, 1)] {
+            assert!(check_loopback(address).is_err(), "{address}");
+        }
     }
 }

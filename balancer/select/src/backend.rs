@@ -1,0 +1,171 @@
+//! One backend as all threads see it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::estimate::{Averages, Estimate};
+
+/// Whether a backend may be given requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Takes requests.
+    Up,
+    /// The active probe fails; takes none.
+    Down,
+    /// Failed too many requests in a row; takes none until its time is over, except in panic mode.
+    Ejected,
+    /// Finishes what it has and takes nothing new; for ever, until [`Backend::set_draining`] says otherwise.
+    Draining,
+}
+
+impl Health {
+    /// The word used in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Shared state of one backend: in-flight count, health, averages.
+///
+/// Everything that a choice reads lies in one or two cache lines of its own, so that busy neighbours do not slow
+/// each other down.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Backend {
+    in_flight: AtomicU32,
+    failures_in_row: AtomicU32,
+    averages: Averages,
+    ejected_until_ns: AtomicU64,
+    ejections: AtomicU32,
+    down: AtomicBool,
+    draining: AtomicBool,
+    epoch: Instant,
+    id: Box<str>,
+}
+
+impl Backend {
+    /// A backend that is up and about which nothing is known. Times are counted from `epoch`; all backends of a
+    /// process share one.
+    #[must_use]
+    pub fn new(id: &str, epoch: Instant) -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            failures_in_row: AtomicU32::new(0),
+            averages: Averages::default(),
+            ejected_until_ns: AtomicU64::new(0),
+            ejections: AtomicU32::new(0),
+            down: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            epoch,
+            id: id.into(),
+        }
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Requests picked and not yet finished.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Draining wins over down, down over ejected.
+    #[must_use]
+    pub fn health(&self, now: Instant) -> Health {
+        self.health_at(self.nanoseconds(now))
+    }
+
+    /// The averages as they are now. Reading changes nothing.
+    #[must_use]
+    pub fn estimate(&self, now: Instant) -> Estimate {
+        self.averages.read(self.nanoseconds(now))
+    }
+
+    /// Reports what the active probe found. A backend that comes back starts with a clean record, so that it is
+    /// used at once.
+    pub fn set_up(&self, up: bool) {
+        let was_down = self.down.swap(!up, Relaxed);
+        if up && was_down {
+            self.readmit();
+        }
+    }
+
+    /// Ends an ejection and forgets the failures that led to it.
+    pub fn readmit(&self) {
+        self.averages.forget();
+        self.failures_in_row.store(0, Relaxed);
+        self.ejections.store(0, Relaxed);
+        self.ejected_until_ns.store(0, Relaxed);
+    }
+
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Relaxed);
+    }
+
+    pub(crate) fn nanoseconds(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+
+    pub(crate) fn health_at(&self, now_ns: u64) -> Health {
+        if self.draining.load(Relaxed) {
+            Health::Draining
+        } else if self.down.load(Relaxed) {
+            Health::Down
+        } else if now_ns < self.ejected_until_ns.load(Relaxed) {
+            Health::Ejected
+        } else {
+            Health::Up
+        }
+    }
+
+    pub(crate) fn averages(&self) -> &Averages {
+        &self.averages
+    }
+
+    /// Counts one more request and returns how many were there before.
+    pub(crate) fn enter(&self) -> u32 {
+        self.in_flight.fetch_add(1, Relaxed)
+    }
+
+    pub(crate) fn leave(&self) {
+        let before = self.in_flight.fetch_sub(1, Relaxed);
+        assert!(before > 0, "a ticket is finished once");
+    }
+
+    /// Notes a success. A record clean for `forget_after` since the last ejection ended resets the back-off.
+    pub(crate) fn succeeded(&self, forget_after: Duration, now_ns: u64) {
+        // Loads first: the common case writes nothing, so the line stays shared between threads.
+        if self.failures_in_row.load(Relaxed) != 0 {
+            self.failures_in_row.store(0, Relaxed);
+        }
+        let clean_since = self.ejected_until_ns.load(Relaxed).saturating_add(forget_after.as_nanos() as u64);
+        if self.ejections.load(Relaxed) != 0 && now_ns > clean_since {
+            self.ejections.store(0, Relaxed);
+        }
+    }
+
+    /// Notes a failure of a request picked at `picked_ns` and returns how many came in a row. Requests picked
+    /// before the current ejection ended say nothing new and are not counted.
+    pub(crate) fn failed(&self, picked_ns: u64) -> u32 {
+        if picked_ns < self.ejected_until_ns.load(Relaxed) {
+            return 0;
+        }
+        self.failures_in_row.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Ejects for `base` doubled per earlier ejection, at most `max`.
+    pub(crate) fn eject(&self, base: Duration, max: Duration, now_ns: u64) {
+        let doublings = self.ejections.fetch_add(1, Relaxed).min(16);
+        let time = base.saturating_mul(1 << doublings).min(max);
+        self.ejected_until_ns.store(now_ns.saturating_add(time.as_nanos() as u64), Relaxed);
+    }
+}

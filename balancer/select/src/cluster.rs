@@ -1,0 +1,189 @@
+//! A thread's picker over the shared view of one cluster.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, Health};
+use crate::policy::{Policy, PolicyKind};
+
+/// How a request ended, as far as its backend is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A complete answer that is not the backend's fault, whatever its status.
+    Success,
+    /// No answer, a broken one, or one that says that the backend is unwell.
+    Failure,
+    /// Given up for a reason that says nothing about the backend, such as a client that went away.
+    Cancelled,
+}
+
+/// One request in flight on one backend. It must come back through [`Cluster::finish`].
+#[derive(Debug)]
+#[must_use = "an unfinished ticket keeps its backend looking busy"]
+pub struct Ticket {
+    backend: usize,
+    picked_at: Instant,
+    in_flight_before: u32,
+}
+
+impl Ticket {
+    /// Position of the backend in [`View::backends`].
+    #[must_use]
+    pub fn backend(&self) -> usize {
+        self.backend
+    }
+
+    #[must_use]
+    pub fn picked_at(&self) -> Instant {
+        self.picked_at
+    }
+}
+
+/// When a backend that fails is passed over. Applies to every policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures in a row that eject; 0 never ejects.
+    pub failures_in_row: u32,
+    /// Time of the first ejection; it doubles with each that follows.
+    pub time_base: Duration,
+    pub time_max: Duration,
+    /// At most this share of the cluster is ejected at once, in percent. A cluster of one is never ejected.
+    pub ejected_percent_max: u32,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            failures_in_row: 5,
+            time_base: Duration::from_secs(1),
+            time_max: Duration::from_secs(30),
+            ejected_percent_max: 50,
+        }
+    }
+}
+
+/// What all threads share of one cluster.
+#[derive(Debug)]
+pub struct View {
+    backends: Vec<Arc<Backend>>,
+    ejection: Ejection,
+    /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
+    ejecting: Mutex<()>,
+}
+
+impl View {
+    #[must_use]
+    pub fn new(backends: Vec<Arc<Backend>>, ejection: Ejection) -> Self {
+        Self { backends, ejection, ejecting: Mutex::new(()) }
+    }
+
+    #[must_use]
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
+    }
+
+    /// Ejects `backend` unless it is ejected already or too much of the cluster is.
+    fn eject(&self, backend: &Backend, now_ns: u64) {
+        let _deciding = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        if backend.health_at(now_ns) == Health::Ejected {
+            return;
+        }
+        let ejected = self.backends.iter().filter(|b| b.health_at(now_ns) == Health::Ejected).count();
+        let allowed = self.backends.len() * self.ejection.ejected_percent_max as usize / 100;
+        if ejected < allowed {
+            backend.eject(self.ejection.time_base, self.ejection.time_max, now_ns);
+        }
+    }
+}
+
+/// A picker: one per thread and cluster.
+pub struct Cluster {
+    view: Arc<View>,
+    policy: Box<dyn Policy>,
+    candidates: Vec<u32>,
+    latest: Option<Instant>,
+}
+
+impl Cluster {
+    /// `seed` should differ between threads, or they break ties alike.
+    #[must_use]
+    pub fn new(view: Arc<View>, policy: PolicyKind, seed: u64) -> Self {
+        let candidates = Vec::with_capacity(view.backends.len());
+        Self { view, policy: policy.build(seed), candidates, latest: None }
+    }
+
+    #[must_use]
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// Chooses a backend and counts one request in flight on it until the ticket is finished.
+    ///
+    /// Only backends that are up are candidates. When none is, those that are merely ejected are (panic mode): an
+    /// ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
+    /// the probe found down, or what drains, is never chosen. `None` means that no backend may take a request;
+    /// the caller answers 503. A `now` earlier than one already seen is treated as the latest seen.
+    #[must_use = "an unfinished ticket keeps its backend looking busy"]
+    pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
+        self.pick_other(&[], now)
+    }
+
+    /// Like [`Self::pick`], but never one of `tried` (positions in the view): for sending a request once more.
+    #[must_use = "an unfinished ticket keeps its backend looking busy"]
+    pub fn pick_other(&mut self, tried: &[usize], now: Instant) -> Option<Ticket> {
+        let now = self.advance(now);
+        self.gather(Health::Up, tried, now);
+        if self.candidates.is_empty() {
+            self.gather(Health::Ejected, tried, now);
+        }
+        let backend = match self.candidates.as_slice() {
+            [] => return None,
+            [only] => *only as usize,
+            several => self.policy.choose(&self.view, several, now),
+        };
+        let in_flight_before = self.view.backends[backend].enter();
+        Some(Ticket { backend, picked_at: now, in_flight_before })
+    }
+
+    /// Takes the request off its backend and learns from its outcome; [`Outcome::Cancelled`] leaves no trace.
+    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
+        let now = self.advance(now);
+        let backend = &self.view.backends[ticket.backend];
+        backend.leave();
+        let now_ns = backend.nanoseconds(now);
+        match outcome {
+            Outcome::Cancelled => {}
+            Outcome::Success => {
+                let latency = now.saturating_duration_since(ticket.picked_at).as_nanos() as f64;
+                let share = latency / f64::from(ticket.in_flight_before + 1);
+                backend.averages().learn(Some(share), now_ns);
+                backend.succeeded(self.view.ejection.time_max, now_ns);
+            }
+            Outcome::Failure => {
+                backend.averages().learn(None, now_ns);
+                let limit = self.view.ejection.failures_in_row;
+                let in_row = backend.failed(backend.nanoseconds(ticket.picked_at));
+                if limit > 0 && in_row >= limit {
+                    self.view.eject(backend, now_ns);
+                }
+            }
+        }
+    }
+
+    fn gather(&mut self, health: Health, tried: &[usize], now: Instant) {
+        self.candidates.clear();
+        let Some(first) = self.view.backends.first() else { return };
+        let now_ns = first.nanoseconds(now);
+        for (index, backend) in self.view.backends.iter().enumerate() {
+            if backend.health_at(now_ns) == health && !tried.contains(&index) {
+                self.candidates.push(index as u32);
+            }
+        }
+    }
+
+    fn advance(&mut self, now: Instant) -> Instant {
+        let latest = self.latest.map_or(now, |latest| latest.max(now));
+        self.latest = Some(latest);
+        latest
+    }
+}

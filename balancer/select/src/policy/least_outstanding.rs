@@ -1,0 +1,41 @@
+//! The candidate with the fewest requests in flight.
+
+use std::time::Instant;
+
+use super::Policy;
+use crate::cluster::View;
+use crate::random::Random;
+
+/// Looks at every candidate, from a random start, and takes one with the fewest requests in flight; ties are
+/// broken evenly at random.
+#[derive(Debug)]
+pub struct LeastOutstanding {
+    random: Random,
+}
+
+impl LeastOutstanding {
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed) }
+    }
+}
+
+impl Policy for LeastOutstanding {
+    fn choose(&mut self, view: &View, candidates: &[u32], _now: Instant) -> usize {
+        let start = self.random.below(candidates.len());
+        let mut best = candidates[start];
+        let (mut fewest, mut ties) = (u32::MAX, 0);
+        for &candidate in candidates[start..].iter().chain(&candidates[..start]) {
+            let in_flight = view.backends()[candidate as usize].in_flight();
+            if in_flight < fewest {
+                (best, fewest, ties) = (candidate, in_flight, 1);
+            } else if in_flight == fewest {
+                ties += 1;
+                if self.random.below(ties) == 0 {
+                    best = candidate;
+                }
+            }
+        }
+        best as usize
+    }
+}

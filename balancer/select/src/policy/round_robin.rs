@@ -1,0 +1,33 @@
+//! Each candidate in its turn.
+
+use std::time::Instant;
+
+use super::Policy;
+use crate::cluster::View;
+use crate::random::Random;
+
+/// Takes the candidates one after the other, each thread from a place of its own. Ignores load and latency, so
+/// a slow backend gets as much as a quick one; it is here to compare with.
+#[derive(Debug)]
+pub struct RoundRobin {
+    random: Random,
+    last: Option<u32>,
+}
+
+impl RoundRobin {
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed), last: None }
+    }
+}
+
+impl Policy for RoundRobin {
+    fn choose(&mut self, _view: &View, candidates: &[u32], _now: Instant) -> usize {
+        let next = match self.last {
+            None => candidates[self.random.below(candidates.len())],
+            Some(last) => *candidates.iter().find(|&&c| c > last).unwrap_or(&candidates[0]),
+        };
+        self.last = Some(next);
+        next as usize
+    }
+}

@@ -1,0 +1,125 @@
+//! The admin socket: what only the balancer's own user may ask.
+//!
+//! A unix socket of mode 0600. `GET /status` and `GET /metrics` as on the public address, and
+//! `POST /clusters/NAME/backends/ID/drain` or `/readmit`. One request per connection, one connection at a time: it
+//! is for an operator, not for load.
+
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::control::StartError;
+use crate::site::{Member, Shared};
+use crate::{log, status};
+
+/// Whoever connects must be done within this, or others wait for it.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const HEAD_BYTES_MAX: usize = 8 << 10;
+
+/// The socket's file; removed on drop.
+pub(crate) struct Admin(PathBuf);
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Opens the socket at `path` and serves it on a thread. A socket that nobody listens on any more is replaced.
+pub(crate) fn open(path: &Path, shared: Arc<Shared>) -> Result<Admin, StartError> {
+    let failed = |problem: String| StartError::Admin { path: path.to_owned(), problem };
+    if path.exists() {
+        if UnixStream::connect(path).is_ok() {
+            return Err(failed("another balancer answers there; give each its own `admin`".to_owned()));
+        }
+        std::fs::remove_file(path).map_err(|error| failed(error.to_string()))?;
+    }
+    let listener = bind(path).map_err(|error| failed(error.to_string()))?;
+    let admin = Admin(path.to_owned());
+    std::thread::Builder::new()
+        .name("admin".to_owned())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that breaks off is its own problem.
+                let _ = answer(stream, &shared);
+            }
+        })
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(admin)
+}
+
+/// The file is never there with other permissions than 0600: it is made under a mask, before anybody can connect.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let head = read_head(&mut stream)?;
+    let mut words = head.split(' ');
+    let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    let (status, content_type, body) = respond(method, path, shared);
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+fn read_head(stream: &mut UnixStream) -> io::Result<String> {
+    let mut head = Vec::new();
+    let mut piece = [0; 1024];
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        let count = stream.read(&mut piece)?;
+        if count == 0 || head.len() + count > HEAD_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        head.extend_from_slice(&piece[..count]);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+fn respond(method: &str, path: &str, shared: &Arc<Shared>) -> (&'static str, &'static str, String) {
+    match (method, path) {
+        ("GET", "/status") => ("200 OK", status::JSON, status::json(shared)),
+        ("GET", "/metrics") => ("200 OK", status::METRICS, status::metrics(shared)),
+        ("POST", _) => match act(path, shared) {
+            Some(done) => ("200 OK", status::JSON, format!("{{\"done\":\"{done}\"}}\n")),
+            None => ("404 Not Found", status::JSON, "{\"error\":\"no such backend or action\"}\n".to_owned()),
+        },
+        _ => ("404 Not Found", status::JSON, "{\"error\":\"not found\"}\n".to_owned()),
+    }
+}
+
+/// `/clusters/NAME/backends/ID/ACTION`.
+fn act(path: &str, shared: &Shared) -> Option<&'static str> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let ["", "clusters", cluster, "backends", id, action] = parts.as_slice() else { return None };
+    let generation = shared.generation();
+    let is_meant = |member: &&Arc<Member>| member.cluster == *cluster && member.backend.id() == *id;
+    let member = generation.members().find(is_meant)?;
+    let done = match *action {
+        "drain" => {
+            member.backend.set_draining(true);
+            "drain"
+        }
+        "readmit" => {
+            member.backend.set_draining(false);
+            member.backend.readmit();
+            "readmit"
+        }
+        _ => return None,
+    };
+    log(format_args!("admin: {done} {id} of {cluster}"));
+    Some(done)
+}

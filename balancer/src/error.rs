@@ -1,0 +1,66 @@
+//! What can go wrong with one request, and the one place where that becomes a status.
+
+use std::io;
+
+use crate::http::Refusal;
+
+/// Where a request failed. The message is for the log; a client sees a status and its standard words.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    // Downstream: the client's doing.
+    #[error("request refused: {0}")]
+    Refused(Refusal),
+    #[error("request head or body came too slowly")]
+    ClientTooSlow,
+    #[error("client went away")]
+    ClientGone,
+    // Upstream: the backend's doing.
+    #[error("no backend may take a request")]
+    NoBackend,
+    #[error("connect to backend")]
+    Connect(#[source] io::Error),
+    #[error("connect to backend: timed out")]
+    ConnectTimeout,
+    #[error("backend closed the connection before its answer")]
+    Died,
+    #[error("backend closed the connection in its answer")]
+    Truncated,
+    #[error("backend answered too slowly")]
+    ResponseTimeout,
+    #[error("backend's answer refused: {0}")]
+    BadAnswer(Refusal),
+    // Internal: the balancer's own limits.
+    #[error("too many bodies at once")]
+    Busy,
+}
+
+/// Whose doing an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Downstream,
+    Upstream,
+    Internal,
+}
+
+impl Error {
+    pub(crate) fn side(&self) -> Side {
+        match self {
+            Self::Refused(_) | Self::ClientTooSlow | Self::ClientGone => Side::Downstream,
+            Self::Busy => Side::Internal,
+            _ => Side::Upstream,
+        }
+    }
+
+    /// The status that answers a request which ended like this before any byte of an answer was sent; `None` when
+    /// nobody is there to read it.
+    pub(crate) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.status()),
+            Self::ClientTooSlow => Some(408),
+            Self::ClientGone => None,
+            Self::NoBackend | Self::Connect(_) | Self::Busy => Some(503),
+            Self::Died | Self::Truncated | Self::BadAnswer(_) => Some(502),
+            Self::ConnectTimeout | Self::ResponseTimeout => Some(504),
+        }
+    }
+}

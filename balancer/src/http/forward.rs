@@ -1,0 +1,237 @@
+//! Heads as they are forwarded: the lines that stay, copied in runs, and what a proxy adds.
+
+use super::fields::{Kind, connection_names};
+use super::{Refusal, Request, Response};
+
+/// What happens to `X-Forwarded-For`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForwardedFor {
+    /// The client's address is appended to what the client sent: right behind another proxy that is trusted. An
+    /// application must believe only the last element.
+    #[default]
+    Append,
+    /// What the client sent is dropped: right where clients connect directly.
+    Replace,
+    /// Passed on as it came.
+    Off,
+}
+
+/// What is added to and taken from a request on its way to one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    pub forwarded_for: ForwardedFor,
+    pub forwarded_proto: bool,
+    pub via: bool,
+    /// Names of fields that are not forwarded.
+    pub dropped: NameList,
+    /// The most fields forwarded, those that we add included; more is answered 431.
+    pub fields_max: usize,
+}
+
+/// Field names and prefixes (`sec-*`), matched without regard to case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NameList {
+    names: Vec<String>,
+    prefixes: Vec<String>,
+}
+
+impl NameList {
+    /// Each pattern is a name, or a prefix followed by one asterisk.
+    #[must_use]
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut list = Self::default();
+        for pattern in patterns {
+            match pattern.strip_suffix('*') {
+                Some(prefix) => list.prefixes.push(prefix.to_ascii_lowercase()),
+                None => list.names.push(pattern.to_ascii_lowercase()),
+            }
+        }
+        list
+    }
+
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.iter().any(|listed| listed.eq_ignore_ascii_case(name))
+            || self.prefixes.iter().any(|prefix| {
+                name.len() >= prefix.len()
+                    && name.as_bytes()[..prefix.len()].eq_ignore_ascii_case(prefix.as_bytes())
+            })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.prefixes.is_empty()
+    }
+}
+
+/// Appends the head of `request` as a backend gets it. `client` is the client's address as text.
+///
+/// Refuses with [`Refusal::HeadTooLarge`] when more fields remain than the cluster takes; `out` is then of no use.
+pub fn write_request(
+    out: &mut Vec<u8>,
+    request: &Request<'_, '_>,
+    rules: &Rules,
+    client: &str,
+) -> Result<(), Refusal> {
+    write_request_line(out, request);
+    let mut count = 0;
+    if request.absolute {
+        // RFC 9112, 3.2.2: the target's authority replaces whatever Host says.
+        line(out, "Host", request.authority.unwrap_or(""));
+        count += 1;
+    }
+    let lines = Lines::new(request.bytes, request.fields, &request.kinds, request.names_fields);
+    count += lines.copy(out, |name, kind| keeps(request, rules, name, kind));
+    count += write_added(out, request, rules, client);
+    out.extend_from_slice(b"\r\n");
+    if count > rules.fields_max { Err(Refusal::HeadTooLarge) } else { Ok(()) }
+}
+
+fn write_request_line(out: &mut Vec<u8>, request: &Request<'_, '_>) {
+    out.extend_from_slice(request.method.as_bytes());
+    out.push(b' ');
+    if !request.path.starts_with('/') {
+        out.push(b'/');
+    }
+    out.extend_from_slice(request.path.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &str, kind: Kind) -> bool {
+    match kind {
+        Kind::Plain => rules.dropped.is_empty() || !rules.dropped.contains(name),
+        Kind::ContentLength | Kind::TransferEncoding => true,
+        Kind::Host => !request.absolute,
+        Kind::ForwardedFor => rules.forwarded_for == ForwardedFor::Off,
+        // Behind a trusted proxy the original protocol is what that proxy says.
+        Kind::ForwardedProto => !rules.forwarded_proto || rules.forwarded_for == ForwardedFor::Append,
+        Kind::Via => !rules.via,
+        Kind::Connection | Kind::HopByHop | Kind::Expect => false,
+    }
+}
+
+/// Writes the fields of a proxy and returns how many.
+fn write_added(out: &mut Vec<u8>, request: &Request<'_, '_>, rules: &Rules, client: &str) -> usize {
+    let mut count = 0;
+    if rules.forwarded_for != ForwardedFor::Off {
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        if rules.forwarded_for == ForwardedFor::Append {
+            write_values(out, request, Kind::ForwardedFor);
+        }
+        out.extend_from_slice(client.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        count += 1;
+    }
+    let given = rules.forwarded_for == ForwardedFor::Append && has(request, Kind::ForwardedProto);
+    if rules.forwarded_proto && !given {
+        line(out, "X-Forwarded-Proto", "http");
+        count += 1;
+    }
+    if rules.via {
+        out.extend_from_slice(b"Via: ");
+        write_values(out, request, Kind::Via);
+        out.extend_from_slice(if request.version == 0 { b"1.0 balancer\r\n" } else { b"1.1 balancer\r\n" });
+        count += 1;
+    }
+    count
+}
+
+fn has(request: &Request<'_, '_>, kind: Kind) -> bool {
+    request.kinds[..request.fields.len()].contains(&kind)
+}
+
+/// Writes the values of all fields of one kind, each with a comma after it.
+fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
+    for (field, &its_kind) in request.fields.iter().zip(&request.kinds) {
+        if its_kind == kind && !field.value.is_empty() {
+            out.extend_from_slice(field.value);
+            out.extend_from_slice(b", ");
+        }
+    }
+}
+
+/// Appends the head of `response` as the client gets it.
+///
+/// `connection` is the value of a `Connection` field to add. `unchunked` drops `Transfer-Encoding`, for a client
+/// that does not know it. Returns `false` and writes nothing when the head can be sent as it came.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    response: &Response<'_, '_>,
+    connection: Option<&str>,
+    unchunked: bool,
+) -> bool {
+    if response.all_end_to_end && response.version == 1 && connection.is_none() && !unchunked {
+        return false;
+    }
+    // "HTTP/1.1 " and three digits; the version is ours, the rest is the backend's.
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(&response.bytes[9..12]);
+    out.push(b' ');
+    out.extend_from_slice(response.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let lines = Lines::new(response.bytes, response.fields, &response.kinds, response.names_fields);
+    lines.copy(out, |_, kind| match kind {
+        Kind::Connection | Kind::HopByHop => false,
+        Kind::TransferEncoding => !unchunked,
+        _ => true,
+    });
+    if let Some(value) = connection {
+        line(out, "Connection", value);
+    }
+    out.extend_from_slice(b"\r\n");
+    true
+}
+
+fn line(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The field lines of a head as they lie in its bytes.
+struct Lines<'a, 'b> {
+    bytes: &'b [u8],
+    fields: &'a [httparse::Header<'b>],
+    kinds: &'a [Kind],
+    names_fields: bool,
+}
+
+impl<'a, 'b> Lines<'a, 'b> {
+    fn new(
+        bytes: &'b [u8],
+        fields: &'a [httparse::Header<'b>],
+        kinds: &'a [Kind],
+        names_fields: bool,
+    ) -> Self {
+        Self { bytes, fields, kinds, names_fields }
+    }
+
+    /// Copies the lines for which `keep` holds, neighbours in one piece, and returns how many they are. Fields that
+    /// `Connection` names are left out as well, but for those that framing and routing rest on.
+    fn copy(&self, out: &mut Vec<u8>, keep: impl Fn(&str, Kind) -> bool) -> usize {
+        let mut count = 0;
+        let mut run_start = None;
+        for (field, &kind) in self.fields.iter().zip(self.kinds) {
+            let start = self.offset(field);
+            if keep(field.name, kind) && !self.is_named(field.name, kind) {
+                run_start.get_or_insert(start);
+                count += 1;
+            } else if let Some(from) = run_start.take() {
+                out.extend_from_slice(&self.bytes[from..start]);
+            }
+        }
+        if let Some(from) = run_start {
+            out.extend_from_slice(&self.bytes[from..self.bytes.len() - 2]);
+        }
+        count
+    }
+
+    /// Where the field's line begins; the name is a slice of the same bytes.
+    fn offset(&self, field: &httparse::Header<'_>) -> usize {
+        field.name.as_ptr() as usize - self.bytes.as_ptr() as usize
+    }
+
+    fn is_named(&self, name: &str, kind: Kind) -> bool {
+        self.names_fields && kind == Kind::Plain && connection_names(self.fields, self.kinds, name)
+    }
+}

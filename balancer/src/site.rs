@@ -1,0 +1,213 @@
+//! What is served: the clusters of one configuration, shared by all threads, and each thread's view of them.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use select::{Backend, Cluster, Health, View};
+
+use crate::clock;
+use crate::config::{CATCH_ALL, ClusterConfig, Config};
+use crate::driver::Driver;
+use crate::pool::Pool;
+use crate::stats::{BackendStats, Totals};
+
+/// One backend with what the balancer knows beside the choice. Lives as long as some configuration has it or a
+/// request is in flight on it, so that its numbers survive a reload.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) cluster: String,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) address: SocketAddr,
+    pub(crate) stats: BackendStats,
+    /// Whether a probe has ever finished: the first one decides alone.
+    pub(crate) probed: AtomicBool,
+}
+
+impl Member {
+    fn is(&self, cluster: &str, id: &str, address: SocketAddr) -> bool {
+        self.cluster == cluster && self.backend.id() == id && self.address == address
+    }
+}
+
+/// A cluster as all threads share it. `members` are in step with the backends of `view`.
+pub(crate) struct Shard {
+    pub(crate) config: ClusterConfig,
+    pub(crate) view: Arc<View>,
+    pub(crate) members: Vec<Arc<Member>>,
+}
+
+/// Everything that follows from one configuration. Immutable; a reload makes the next one.
+pub(crate) struct Generation {
+    pub(crate) number: u64,
+    pub(crate) config: Config,
+    /// In the order of their names.
+    pub(crate) clusters: Vec<Shard>,
+    pub(crate) catch_all: Option<usize>,
+}
+
+impl Generation {
+    /// Builds the clusters of `config`, with the members among `kept` that it still has.
+    fn build(number: u64, mut config: Config, kept: &[Arc<Member>], epoch: Instant) -> Self {
+        config.clusters.sort_by(|a, b| a.name.cmp(&b.name));
+        let clusters: Vec<Shard> =
+            config.clusters.iter().map(|cluster| shard(cluster, kept, epoch)).collect();
+        let catch_all = clusters.iter().position(|cluster| cluster.config.name == CATCH_ALL);
+        Self { number, config, clusters, catch_all }
+    }
+
+    /// The cluster for a first path segment.
+    pub(crate) fn route(&self, segment: &str) -> Option<usize> {
+        let found = self.clusters.binary_search_by(|cluster| cluster.config.name.as_str().cmp(segment));
+        found.ok().or(self.catch_all)
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.clusters.iter().flat_map(|cluster| &cluster.members)
+    }
+}
+
+fn shard(cluster: &ClusterConfig, kept: &[Arc<Member>], epoch: Instant) -> Shard {
+    let member = |id: &str, address| {
+        let found = kept.iter().find(|member| member.is(&cluster.name, id, address));
+        found.cloned().unwrap_or_else(|| {
+            Arc::new(Member {
+                cluster: cluster.name.clone(),
+                backend: Arc::new(Backend::new(id, epoch)),
+                address,
+                stats: BackendStats::default(),
+                probed: AtomicBool::new(false),
+            })
+        })
+    };
+    let members: Vec<_> = cluster.backends.iter().map(|b| member(&b.id, b.address)).collect();
+    let backends = members.iter().map(|member| Arc::clone(&member.backend)).collect();
+    Shard { config: cluster.clone(), view: Arc::new(View::new(backends, cluster.ejection)), members }
+}
+
+/// What all threads of the process share.
+pub(crate) struct Shared {
+    pub(crate) started: Instant,
+    /// Where clients connect; known once the port is.
+    pub(crate) listen: SocketAddr,
+    pub(crate) totals: Totals,
+    /// Set once: stop accepting, close each connection after its next answer.
+    pub(crate) draining: AtomicBool,
+    /// What each thread runs on.
+    pub(crate) drivers: Mutex<Vec<Driver>>,
+    generation: Mutex<Arc<Generation>>,
+    /// Number of the current generation; read by every request instead of the lock.
+    version: AtomicU64,
+    leaving: Mutex<Vec<Arc<Member>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, listen: SocketAddr) -> Self {
+        let started = clock::now();
+        Self {
+            started,
+            listen,
+            totals: Totals::default(),
+            draining: AtomicBool::new(false),
+            drivers: Mutex::default(),
+            generation: Mutex::new(Arc::new(Generation::build(0, config, &[], started))),
+            version: AtomicU64::new(0),
+            leaving: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn generation(&self) -> Arc<Generation> {
+        Arc::clone(&lock(&self.generation))
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Relaxed)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Members of no current cluster that still have requests in flight.
+    pub(crate) fn leaving(&self) -> Vec<Arc<Member>> {
+        let mut leaving = lock(&self.leaving);
+        leaving.retain(|member| member.backend.in_flight() > 0);
+        leaving.clone()
+    }
+
+    /// Replaces the configuration. Backends that both have keep their numbers and their health; those that are gone
+    /// finish what they have.
+    pub(crate) fn replace(&self, config: Config) {
+        let mut current = lock(&self.generation);
+        let mut leaving = lock(&self.leaving);
+        let mut kept: Vec<_> = current.members().cloned().collect();
+        kept.append(&mut leaving);
+        let next = Arc::new(Generation::build(current.number + 1, config, &kept, self.started));
+        for member in &kept {
+            let stays = next.members().any(|other| Arc::ptr_eq(other, member));
+            member.backend.set_draining(!stays);
+            if !stays {
+                leaving.push(Arc::clone(member));
+            }
+        }
+        self.version.store(next.number, Relaxed);
+        *current = next;
+    }
+}
+
+/// A lock whose holders never leave it half changed, so that a panic elsewhere does not spread.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One thread's view of a generation.
+pub(crate) struct Site {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) pickers: Vec<RefCell<Picker>>,
+}
+
+/// One thread's choice and idle connections of one cluster.
+pub(crate) struct Picker {
+    pub(crate) cluster: Cluster,
+    pub(crate) pool: Pool,
+}
+
+impl Site {
+    /// `seed` differs between threads. Idle connections to kept backends are taken over from `previous`.
+    pub(crate) fn new(generation: Arc<Generation>, seed: u64, previous: Option<&Self>) -> Self {
+        let policy = generation.config.policy;
+        let picker = |(index, shard): (usize, &Shard)| {
+            let mut pool = Pool::new(shard.members.len());
+            if let Some(previous) = previous {
+                adopt(&mut pool, shard, previous);
+            }
+            let seed = seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64);
+            RefCell::new(Picker { cluster: Cluster::new(Arc::clone(&shard.view), policy, seed), pool })
+        };
+        let pickers = generation.clusters.iter().enumerate().map(picker).collect();
+        Self { generation, pickers }
+    }
+
+    /// Closes idle connections that are too old or lead to backends that are not up.
+    pub(crate) fn sweep(&self, now_ms: u64, now: Instant) {
+        for (picker, shard) in self.pickers.iter().zip(&self.generation.clusters) {
+            let up = |index: usize| shard.members[index].backend.health(now) == Health::Up;
+            picker.borrow_mut().pool.sweep(now_ms, up);
+        }
+    }
+}
+
+fn adopt(pool: &mut Pool, shard: &Shard, previous: &Site) {
+    for (picker, old) in previous.pickers.iter().zip(&previous.generation.clusters) {
+        if old.config.name != shard.config.name {
+            continue;
+        }
+        for (index, member) in shard.members.iter().enumerate() {
+            if let Some(from) = old.members.iter().position(|other| Arc::ptr_eq(other, member)) {
+                pool.adopt(index, &mut picker.borrow_mut().pool, from);
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What the balancer says about itself: JSON for `jq`, a page for people, text for Prometheus.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+use crate::config::CATCH_ALL;
+use crate::site::{Generation, Member, Shared, lock};
+
+pub(crate) const JSON: &str = "application/json";
+pub(crate) const HTML: &str = "text/html; charset=utf-8";
+/// The exposition format of Prometheus.
+pub(crate) const METRICS: &str = "text/plain; version=0.0.4";
+
+/// `/status`.
+pub(crate) fn json(shared: &Arc<Shared>) -> String {
+    let now = clock::now();
+    let generation = shared.generation();
+    let leaving = shared.leaving();
+    let mut clusters = Map::new();
+    for shard in &generation.clusters {
+        clusters.insert(shard.config.name.clone(), cluster_json(&shard.members, now));
+    }
+    for member in leaving {
+        let backends = clusters
+            .entry(member.cluster.clone())
+            .or_insert_with(|| json!({ "backends": [] }))
+            .get_mut("backends")
+            .and_then(Value::as_array_mut);
+        if let Some(backends) = backends {
+            backends.push(backend_json(&member, 0, now));
+        }
+    }
+    let totals = &shared.totals;
+    let status = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "driver": driver_name(shared),
+        "drivers": lock(&shared.drivers).iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "policy": generation.config.policy.name(),
+        "threads": lock(&shared.drivers).len(),
+        "uptime_s": uptime(shared, now).as_secs(),
+        "draining": shared.is_draining(),
+        "generation": generation.number,
+        "connections": totals.connections.load(Relaxed),
+        "requests": totals.requests.load(Relaxed),
+        "retries": totals.retries.load(Relaxed),
+        "clusters": clusters,
+    });
+    format!("{status:#}\n")
+}
+
+fn cluster_json(members: &[Arc<Member>], now: Instant) -> Value {
+    let total: u64 = members.iter().map(|member| member.stats.requests.load(Relaxed)).sum();
+    json!({ "backends": members.iter().map(|member| backend_json(member, total, now)).collect::<Vec<_>>() })
+}
+
+fn backend_json(member: &Member, cluster_requests: u64, now: Instant) -> Value {
+    let requests = member.stats.requests.load(Relaxed);
+    let estimate = member.backend.estimate(now);
+    let known = estimate.latency_per_request_ns > 0.0;
+    json!({
+        "id": member.backend.id(),
+        "address": member.address.to_string(),
+        "state": member.backend.health(now).name(),
+        "in_flight": member.backend.in_flight(),
+        "requests": requests,
+        "errors": member.stats.errors.load(Relaxed),
+        "share": rounded(requests as f64 / cluster_requests.max(1) as f64),
+        "latency_ms": { "p50": milliseconds(member, 0.5), "p99": milliseconds(member, 0.99) },
+        // Latency per request in flight, which is what expected-latency multiplies by the queue.
+        "estimate_ms": known.then(|| rounded(estimate.latency_per_request_ns / 1e6)),
+        "failing": rounded(estimate.failing),
+    })
+}
+
+fn milliseconds(member: &Member, quantile: f64) -> Option<f64> {
+    member.stats.latency(quantile).map(|latency| latency.as_micros() as f64 / 1000.0)
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+fn uptime(shared: &Shared, now: Instant) -> Duration {
+    now.saturating_duration_since(shared.started)
+}
+
+/// The driver's name, or `mixed` if threads ended up on different ones.
+fn driver_name(shared: &Shared) -> &'static str {
+    let drivers = lock(&shared.drivers);
+    let Some(first) = drivers.first() else { return "none" };
+    if drivers.iter().all(|driver| driver.name() == first.name()) { first.name() } else { "mixed" }
+}
+
+/// `/`: the clusters, with links.
+pub(crate) fn html(shared: &Arc<Shared>) -> String {
+    let now = clock::now();
+    let mut page = String::from(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>balancer</title>\n<h1>balancer</h1>\n<ul>\n",
+    );
+    for shard in &shared.generation().clusters {
+        let up =
+            shard.members.iter().filter(|member| member.backend.health(now) == select::Health::Up).count();
+        let (name, count) = (&shard.config.name, shard.members.len());
+        // Names are checked to be path segments without special characters. Writing to a string cannot fail.
+        let _ = if name == CATCH_ALL {
+            writeln!(page, "<li>all other paths: {up} of {count} backends up</li>")
+        } else {
+            writeln!(page, "<li><a href=\"/{name}\">{name}</a>: {up} of {count} backends up</li>")
+        };
+    }
+    page.push_str("</ul>\n<p><a href=\"/status\">status</a> <a href=\"/metrics\">metrics</a></p></html>\n");
+    page
+}
+
+type Reading = fn(&Member, Instant) -> f64;
+
+/// Per backend: name, type, help, value.
+const BACKEND_METRICS: [(&str, &str, &str, Reading); 6] = [
+    ("balancer_backend_up", "gauge", "Whether the backend takes requests.", |member, now| {
+        f64::from(u8::from(member.backend.health(now) == select::Health::Up))
+    }),
+    ("balancer_backend_in_flight", "gauge", "Requests picked and not finished.", |member, _| {
+        member.backend.in_flight().into()
+    }),
+    ("balancer_backend_requests_total", "counter", "Requests that ended.", |member, _| {
+        member.stats.requests.load(Relaxed) as f64
+    }),
+    ("balancer_backend_errors_total", "counter", "Requests that failed.", |member, _| {
+        member.stats.errors.load(Relaxed) as f64
+    }),
+    (
+        "balancer_backend_latency_p50_seconds",
+        "gauge",
+        "Median latency of the last 10 to 20 s.",
+        |member, _| member.stats.latency(0.5).unwrap_or_default().as_secs_f64(),
+    ),
+    (
+        "balancer_backend_latency_p99_seconds",
+        "gauge",
+        "99th percentile of the last 10 to 20 s.",
+        |member, _| member.stats.latency(0.99).unwrap_or_default().as_secs_f64(),
+    ),
+];
+
+/// `/metrics`.
+pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
+    let now = clock::now();
+    let mut text = String::new();
+    let totals = &shared.totals;
+    let plain: [(&str, &str, &str, f64); 7] = [
+        ("balancer_uptime_seconds", "gauge", "Time since the start.", uptime(shared, now).as_secs_f64()),
+        (
+            "balancer_connections",
+            "gauge",
+            "Open client connections.",
+            totals.connections.load(Relaxed) as f64,
+        ),
+        (
+            "balancer_connections_total",
+            "counter",
+            "Client connections accepted.",
+            totals.connections_accepted.load(Relaxed) as f64,
+        ),
+        (
+            "balancer_connections_refused_total",
+            "counter",
+            "Client connections over the limit.",
+            totals.connections_refused.load(Relaxed) as f64,
+        ),
+        ("balancer_requests_total", "counter", "Requests read.", totals.requests.load(Relaxed) as f64),
+        (
+            "balancer_requests_refused_total",
+            "counter",
+            "Requests answered with an error of the balancer's own.",
+            totals.refused.load(Relaxed) as f64,
+        ),
+        (
+            "balancer_retries_total",
+            "counter",
+            "Requests sent once more.",
+            totals.retries.load(Relaxed) as f64,
+        ),
+    ];
+    for (name, kind, help, value) in plain {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    let generation = shared.generation();
+    for metric in &BACKEND_METRICS {
+        write_backend_metric(&mut text, &generation, metric, now);
+    }
+    text
+}
+
+fn write_backend_metric(
+    text: &mut String,
+    generation: &Generation,
+    (name, kind, help, read): &(&str, &str, &str, Reading),
+    now: Instant,
+) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for member in generation.members() {
+        let (cluster, id) = (escaped(&member.cluster), escaped(member.backend.id()));
+        let _ = writeln!(text, "{name}{{cluster=\"{cluster}\",backend=\"{id}\"}} {}", read(member, now));
+    }
+}
+
+/// A label value: backslash, quote and line feed are escaped.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

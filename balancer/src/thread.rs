@@ -1,0 +1,101 @@
+//! What the tasks of one thread share: its view of the site, its buffers, its counters.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use crate::buffer::Buffer;
+use crate::retry::RetryBudget;
+use crate::site::{Shared, Site};
+use crate::watch::Watch;
+
+/// A buffer that holds most messages whole: a typical answer is sent as it was received, in one piece.
+pub(crate) const BUFFER_BYTES: usize = 16 << 10;
+/// Buffers kept for reuse by one thread, 4 MiB; more are freed after a burst.
+const SPARE_MAX: usize = 256;
+
+pub(crate) struct Thread {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) watch: Rc<Watch>,
+    pub(crate) retries: RefCell<RetryBudget>,
+    /// Client connections of this thread.
+    pub(crate) clients: Cell<usize>,
+    seed: u64,
+    site: RefCell<Rc<Site>>,
+    version: Cell<u64>,
+    spare: RefCell<Vec<Buffer>>,
+}
+
+impl Thread {
+    pub(crate) fn new(shared: Arc<Shared>, seed: u64, now: Instant) -> Self {
+        let generation = shared.generation();
+        Self {
+            watch: Watch::new(now),
+            retries: RefCell::new(RetryBudget::new(0)),
+            clients: Cell::new(0),
+            seed,
+            version: Cell::new(generation.number),
+            site: RefCell::new(Rc::new(Site::new(generation, seed, None))),
+            spare: RefCell::default(),
+            shared,
+        }
+    }
+
+    /// The current site. Costs one atomic load while the configuration stays the same.
+    pub(crate) fn site(&self) -> Rc<Site> {
+        if self.version.get() != self.shared.version() {
+            self.renew();
+        }
+        Rc::clone(&self.site.borrow())
+    }
+
+    fn renew(&self) {
+        let generation = self.shared.generation();
+        self.version.set(generation.number);
+        let next = Site::new(generation, self.seed, Some(&self.site.borrow()));
+        self.site.replace(Rc::new(next));
+    }
+
+    /// An empty buffer of at least [`BUFFER_BYTES`].
+    pub(crate) fn take_buffer(&self) -> Buffer {
+        self.spare.borrow_mut().pop().unwrap_or_else(|| Buffer::with_capacity(BUFFER_BYTES))
+    }
+
+    /// Keeps a buffer for reuse, unless it has grown or lost its memory.
+    pub(crate) fn give_buffer(&self, mut buffer: Buffer) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE_MAX && (BUFFER_BYTES..=2 * BUFFER_BYTES).contains(&buffer.capacity()) {
+            buffer.clear();
+            spare.push(buffer);
+        }
+    }
+
+    /// Work that is due ten times a second: deadlines, idle connections.
+    pub(crate) fn tick(&self, now: Instant) {
+        self.watch.sweep(now);
+        self.site().sweep(self.watch.now_ms(), now);
+    }
+
+    /// A place for one more streamed body; `None` when too many are under way.
+    pub(crate) fn stream(&self, limit: usize) -> Option<Streaming> {
+        let shared = Arc::clone(&self.shared);
+        if shared.totals.bodies.fetch_add(1, Relaxed) >= limit {
+            shared.totals.bodies.fetch_sub(1, Relaxed);
+            return None;
+        }
+        Some(Streaming { shared })
+    }
+}
+
+/// A body being streamed; ends when dropped.
+pub(crate) struct Streaming {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.shared.totals.bodies.fetch_sub(1, Relaxed);
+    }
+}
