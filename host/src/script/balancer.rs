@@ -167,14 +167,15 @@ mod functions {
     /// The text of a configuration for the balancer on `host`, with the workers in their clusters and all else at
     /// its default. Write it with `host.write("balancer.json", ...)`.
     #[rhai_fn(return_raw)]
-    pub fn config(host: Host, workers: Array) -> Raw<String> {
-        config_with(host, workers, Map::new())
+    pub fn config(context: NativeCallContext, host: Host, workers: Array) -> Raw<String> {
+        config_with(context, host, workers, Map::new())
     }
 
     /// As `config`, with options `port` (of the workers), `policy`, `threads`, `probe`, `timeouts`, `limits` and
     /// `fields_not_forwarded`.
     #[rhai_fn(name = "config", return_raw)]
-    pub fn config_with(host: Host, workers: Array, options: Map) -> Raw<String> {
+    pub fn config_with(context: NativeCallContext, host: Host, workers: Array, options: Map) -> Raw<String> {
+        let _run = run(&context)?;
         let options: Config = options::decode("balancer::config", options)?;
         Ok(config_text(&host, &fleet::hosts_of(workers)?, options)?)
     }
