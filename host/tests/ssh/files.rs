@@ -93,7 +93,8 @@ pub(crate) async fn a_full_disk_leaves_the_old_file_and_nothing_else(target: Tar
 /// The host's `cat` takes a part and waits, so that the upload is surely in its middle.
 fn stalled_upload(target: &Target) -> (PathBuf, String) {
     let (pid, go) = (quote(&target.remote("pid")), quote(&target.remote("go")));
-    let wait = format!("echo $$ >{pid}\nwhile ! [ -e {go} ]; do sleep 0.01; done");
+    // A cut connection leaves it without a parent: then it ends with the test's directory at the latest.
+    let wait = format!("echo $$ >{pid}\nwhile [ -e {pid} ] && ! [ -e {go} ]; do sleep 0.01; done");
     target.replace_program("cat", &format!("#!/bin/sh\nhead -c 100000\n{wait}\nexec /bin/cat\n"));
     old_and_new(target)
 }
