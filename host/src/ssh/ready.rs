@@ -191,7 +191,7 @@ mod tests {
         }
         let (address, server) = serve(answers);
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(poll_script(address, "/ready?a=b", 200));
+        command.arg("-c").arg(poll_script(address, "/ready?a=b", 200, false));
         command.env_clear().env("PATH", programs.path()).stdin(Stdio::null());
         let output = command.output().unwrap();
         server.join().unwrap();
