@@ -134,16 +134,14 @@ fn time_limit_ends_a_recipe_and_says_so() {
 #[test]
 fn second_ctrl_c_does_not_wait_for_a_launch() {
     let lab = Lab::with_host();
-    let before = lab.journal().len();
+    let fleet = "ec2::instances(#{ name: \"app\", type: \"t2.micro\", count: 2 });";
+    lab.write("recipes/x.rhai", fleet);
     let agent = lab.agent().unwrap();
-    lab.write(
-        "recipes/x.rhai",
-        "print(\"launching\"); ec2::instances(#{ name: \"app\", type: \"t2.micro\", count: 2 });",
-    );
     kill(agent, Signal::STOP);
     let run = lab.start(&["recipes/x.rhai"]);
-    // The launch takes the lock and says so in the journal before it asks the agent.
-    until("the launch has begun", || (lab.journal().len() > before).then_some(()));
+    // The launch begins with taking the lock.
+    let holder = format!("\"pid\":{},", run.pid());
+    until("the launch has begun", || lab.read("artifacts/lock").contains(&holder).then_some(()));
     run.signal(Signal::INT);
     run.wait_for("interrupted: waiting for the launch of instances");
     run.signal(Signal::INT);
