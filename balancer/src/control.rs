@@ -169,8 +169,8 @@ fn reload(path: &Path, shared: &Shared) {
 
 /// Waits until every client is gone or the time for it is over. A second signal does not wait.
 fn drain(signals: &Signals, shared: &Shared, threads: &[JoinHandle<()>]) -> Result<(), StartError> {
-    log(format_args!("draining"));
     shared.draining.store(true, Relaxed);
+    log(format_args!("draining"));
     let due = server::drain_due(shared, clock::now());
     while threads.iter().any(|thread| !thread.is_finished()) && clock::now() < due {
         if signals.next(CHECK / 4) == Some(Signal::Stop) {

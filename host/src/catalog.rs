@@ -32,7 +32,7 @@ pub struct Catalog {
 #[serde(rename_all = "camelCase", default)]
 struct Metadata {
     functions: Vec<FunctionMetadata>,
-    modules: BTreeMap<String, Metadata>,
+    modules: BTreeMap<String, Self>,
 }
 
 #[derive(Debug, Deserialize)]

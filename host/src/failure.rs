@@ -14,14 +14,14 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub kind: Kind,
-    pub failure: Failure,
+    pub failure: Box<Failure>,
 }
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let failure =
             Failure { message: error.message, detail: error.detail, hint: error.hint, ..Failure::default() };
-        Self { kind: error.kind, failure }
+        Self { kind: error.kind, failure: Box::new(failure) }
     }
 }
 
@@ -112,7 +112,7 @@ fn thrown(value: &Dynamic) -> Problem {
         (Some(kind), Some(message)) => {
             let failure =
                 Failure { message, detail: text("detail"), hint: text("hint"), ..Failure::default() };
-            Problem { kind, failure }
+            Problem { kind, failure: Box::new(failure) }
         }
         _ => Error::new(Kind::Recipe, value.to_string()).into(),
     }

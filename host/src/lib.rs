@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod failure;
 pub mod http;
+pub mod identity;
 pub mod lab;
 pub mod options;
 pub mod programs;

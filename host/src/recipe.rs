@@ -27,7 +27,7 @@ impl Recipe {
         if !file.is_file() {
             return Err(Error::usage(format!("recipe {path} is no file")));
         }
-        let own = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let own = file.parent().unwrap_or_else(|| Path::new("/")).to_owned();
         let named =
             file.ancestors().skip(1).find(|dir| dir.file_name().is_some_and(|name| name == "recipes"));
         let (recipes, root) = match named.and_then(|dir| Some((dir, dir.parent()?))) {

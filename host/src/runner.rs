@@ -23,7 +23,8 @@ use crate::{
     commands, engine,
     error::Context as _,
     failure::Problem,
-    lab::{self, Lab, Limits},
+    identity,
+    lab::{Lab, Limits},
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
     ui::Ui,
@@ -53,12 +54,11 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
     let state = state_dir(options, Some(&recipe)).map_err(one)?;
     // Every process that this one starts is known by this mark, and `stop` finds it when this one was killed.
     // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("LABHOST_LAB", lab::id(&state)) };
+    unsafe { std::env::set_var(identity::MARK, identity::lab_id(&state)) };
     let runtime = runtime().map_err(one)?;
     let cancel = CancellationToken::new();
     let lab = lab_at(options, state, command).map_err(one)?;
-    let mut run =
-        Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel.clone(), runtime.handle().clone());
+    let mut run = Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel, runtime.handle().clone());
     run.prune = options.prune;
     run.strict = options.strict;
     let run = Arc::new(run);
@@ -123,7 +123,7 @@ fn attach(engine: &mut Engine, run: &Arc<Run>) {
     engine.on_print(move |text| ui.info(text));
     let ui = Arc::clone(&run.ui);
     engine.on_debug(move |text, source, position| {
-        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")))
+        ui.note(&format!("{}:{position}: {text}", source.unwrap_or("")));
     });
 }
 

@@ -67,7 +67,7 @@ pub struct Probe {
 }
 
 pub(super) fn take_all(top: &mut Object) -> Result<Vec<ClusterConfig>, ConfigError> {
-    let Some(value) = top.take("clusters") else { return Err(top.error("clusters", "is missing")) };
+    let Some(value) = top.take("clusters") else { return Err(top.missing("clusters")) };
     let clusters = Object::new("clusters", value)?
         .into_entries()
         .map(|(name, value)| ClusterConfig::take(name, value))
@@ -108,7 +108,7 @@ fn take_backends(object: &mut Object) -> Result<Vec<BackendConfig>, ConfigError>
     let values = match object.take("backends") {
         Some(Value::Array(values)) => values,
         Some(other) => return Err(wrong(&place, "an array", &other)),
-        None => return Err(object.error("backends", "is missing")),
+        None => return Err(object.missing("backends")),
     };
     if values.len() > BACKENDS_MAX {
         return Err(object.error("backends", format!("has {}; at most {BACKENDS_MAX}", values.len())));

@@ -119,7 +119,7 @@ impl Limits {
         let fields = object.number("fields", 100, 1..=FIELDS_MAX as u64)? as usize;
         let limits = Self {
             head: HeadLimits { head_bytes, target_bytes: target_bytes.min(head_bytes), fields },
-            connections: object.number("connections", 10_000, 1..=1_000_000)? as usize,
+            connections: object.number("connections", 8192, 1..=1_000_000)? as usize,
             bodies: object.number("bodies", 1024, 1..=1_000_000)? as usize,
         };
         object.finish()?;

@@ -60,7 +60,7 @@ impl Object {
     }
 
     pub(super) fn required_string(&mut self, key: &'static str) -> Result<String, ConfigError> {
-        self.string(key)?.ok_or_else(|| self.error(key, "is missing"))
+        self.string(key)?.ok_or_else(|| self.missing(key))
     }
 
     pub(super) fn flag(&mut self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
@@ -91,6 +91,14 @@ impl Object {
         Ok(Duration::from_millis(milliseconds))
     }
 
+    /// The error of a key that must be there; if another is there that could be meant, it names that.
+    pub(super) fn missing(&self, key: &'static str) -> ConfigError {
+        match self.left.keys().find(|other| nearest(other, &[key]).is_some()) {
+            Some(slip) => self.error(slip, format!("unknown key, did you mean `{key}`?")),
+            None => self.error(key, "is missing"),
+        }
+    }
+
     /// The keys in their order and their values, whatever they are called.
     pub(super) fn into_entries(self) -> impl Iterator<Item = (String, Value)> {
         self.left.into_iter()
@@ -111,12 +119,15 @@ pub(super) fn wrong(place: &str, expected: &str, found: &Value) -> ConfigError {
     ConfigError::Value { place: place.to_owned(), problem: format!("expected {expected}, found {found}") }
 }
 
-/// The known name closest to `unknown`, if it is close enough to be a slip of the hand.
+/// The known name closest to `unknown`, if it is close enough to be a slip of the hand or one begins the other.
 pub(super) fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
     let allowed = (unknown.chars().count() / 3).max(2);
     known
         .iter()
-        .map(|name| (distance(unknown, name), *name))
+        .map(|name| {
+            let begins = unknown.len() > 2 && (name.starts_with(unknown) || unknown.starts_with(name));
+            (if begins { 1 } else { distance(unknown, name) }, *name)
+        })
         .min()
         .filter(|(distance, _)| *distance <= allowed)
         .map(|(_, name)| name)

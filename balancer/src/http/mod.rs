@@ -120,14 +120,23 @@ pub(crate) fn head_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Refus
     Ok(None)
 }
 
-fn refusal(error: httparse::Error) -> Refusal {
+fn refusal(error: httparse::Error, head: &[u8]) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => Refusal::HeadTooLarge,
-        httparse::Error::Version => Refusal::VersionNotSupported,
+        httparse::Error::Version if names_version(head) => Refusal::VersionNotSupported,
+        httparse::Error::Version => Refusal::Malformed("version"),
         httparse::Error::HeaderName => Refusal::Malformed("field name"),
         httparse::Error::HeaderValue => Refusal::Malformed("field value"),
         httparse::Error::NewLine => Refusal::Malformed("line end"),
         httparse::Error::Status => Refusal::Malformed("status"),
         httparse::Error::Token => Refusal::Malformed("start line"),
     }
+}
+
+/// Whether the first line is a request in three words, of which the last is a version of HTTP.
+fn names_version(head: &[u8]) -> bool {
+    let line = head.split(|&byte| byte == b'\r').next().unwrap_or(&[]);
+    let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+    matches!(words.as_slice(), [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]]
+        if major.is_ascii_digit() && minor.is_ascii_digit())
 }

@@ -68,7 +68,7 @@ pub fn parse_request<'h, 'b>(
     let head = &bytes[..head_bytes];
     let mut parsed = httparse::Request::new(&mut []);
     let room = &mut space[..limits.fields.min(FIELDS_MAX)];
-    match parsed.parse_with_uninit_headers(head, room).map_err(refusal)? {
+    match parsed.parse_with_uninit_headers(head, room).map_err(|error| refusal(error, head))? {
         httparse::Status::Complete(end) if end == head_bytes => {}
         _ => return Err(Refusal::Malformed("head")),
     }

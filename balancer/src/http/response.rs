@@ -51,7 +51,10 @@ pub fn parse_response<'h, 'b>(
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
     let room = &mut space[..limits.fields.min(FIELDS_MAX)];
-    match config.parse_response_with_uninit_headers(&mut parsed, head, room).map_err(refusal)? {
+    match config
+        .parse_response_with_uninit_headers(&mut parsed, head, room)
+        .map_err(|error| refusal(error, head))?
+    {
         httparse::Status::Complete(end) if end == head_bytes && head.starts_with(b"HTTP/") => {}
         _ => return Err(Refusal::Malformed("head")),
     }

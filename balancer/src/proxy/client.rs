@@ -52,10 +52,10 @@ impl Client {
     pub(crate) async fn next_plan(&mut self, thread: &Thread) -> Result<Option<(Meta, Plan)>, Error> {
         loop {
             self.skip_empty_line();
-            if !self.reader.inbound.is_empty() {
-                if let Some(planned) = self.plan(thread).map_err(Error::Refused)? {
-                    return Ok(Some(planned));
-                }
+            if !self.reader.inbound.is_empty()
+                && let Some(planned) = self.plan(thread).map_err(Error::Refused)?
+            {
+                return Ok(Some(planned));
             }
             self.make_room(thread);
             match self.reader.receive_until(self.head_due_ms).await {

@@ -116,7 +116,11 @@ async fn carry(
         let reusable = clean && complete && head.upstream_persists;
         return Ok(Carried { reply: Reply::Send(sending, then(expected.meta, &head, complete)), reusable });
     }
-    let Some(_streaming) = thread.stream(expected.config.limits.bodies) else { return Err(Error::Busy) };
+    // A streamed request has its place already.
+    let streaming = if expected.whole { thread.stream(expected.config.limits.bodies) } else { None };
+    if expected.whole && streaming.is_none() {
+        return Err(Error::Busy);
+    }
     let sending = started_answer(&head, &mut reader.inbound, head_out);
     let mut rest = head.body.clone();
     let download = pump(reader, client_writer, &mut rest, sending, head.unchunked, timeouts.body_idle);

@@ -41,7 +41,8 @@ pub(crate) async fn forward(
         .map_err(|refusal| failed(Error::Refused(refusal), false))?;
     let whole = body.is_done();
     let limit = job.site.generation.config.limits.bodies;
-    let _streaming = if whole { None } else { Some(thread.stream(limit).ok_or(failed(Error::Busy, false))?) };
+    let _streaming =
+        if whole { None } else { Some(thread.stream(limit).ok_or_else(|| failed(Error::Busy, false))?) };
     thread.retries.borrow_mut().earn();
 
     let mut attempts = Attempts::default();

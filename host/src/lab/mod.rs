@@ -383,20 +383,6 @@ fn ids(instances: &[Instance]) -> Vec<String> {
     instances.iter().map(|instance| instance.id.clone()).collect()
 }
 
-/// What a lab's processes and sockets are known by: eight hexadecimal digits that follow from the state directory
-/// alone, so that a lab is found again when its state is lost.
-#[must_use]
-pub fn id(state_dir: &Path) -> String {
-    let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A lab's sockets lie here, because a socket's path is limited to 108 bytes.
-#[must_use]
-pub fn runtime_dir(state_dir: &Path) -> PathBuf {
-    PathBuf::from(format!("/tmp/labhost-{}", rustix::process::geteuid().as_raw())).join(id(state_dir))
-}
-
 /// Whether an instance can be reached: it runs and has an address.
 #[must_use]
 pub fn is_running(instance: &Instance) -> bool {

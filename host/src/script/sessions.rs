@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, lab, provider::Instance, ssh::Session};
+use crate::{Error, identity, provider::Instance, ssh::Session};
 
 /// The connections of a run; at most one per instance.
 pub(super) struct Sessions {
@@ -25,7 +25,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
 impl Sessions {
     pub(super) fn new(state_dir: &Path, cancel: CancellationToken) -> Self {
-        let control_dir = lab::runtime_dir(state_dir).join("ssh");
+        let control_dir = identity::runtime_dir(state_dir).join("ssh");
         Self { config: state_dir.join("ssh_config"), control_dir, cancel, open: Mutex::default() }
     }
 
@@ -47,7 +47,7 @@ impl Sessions {
         let open: Vec<_> =
             self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, cell)| cell).collect();
         let mut closing = tokio::task::JoinSet::new();
-        for session in open.iter().filter_map(|cell| cell.get()).cloned() {
+        for session in open.iter().filter_map(|cell| cell.get().cloned()) {
             closing.spawn(async move { session.close().await });
         }
         // A connection that does not end in time is ended by its own idle limit.

@@ -251,6 +251,31 @@ mod tests {
     }
 
     #[test]
+    fn only_old_directories_without_a_socket_are_swept() {
+        let control = tempfile::tempdir_in("/tmp").unwrap();
+        let make = |name: &str, socket: bool, old: bool| {
+            let path = control.path().join(name);
+            fs::create_dir(&path).unwrap();
+            if socket {
+                fs::write(path.join("master"), "").unwrap();
+            }
+            if old {
+                let directory = fs::File::open(&path).unwrap();
+                directory.set_modified(SystemTime::now() - 2 * STALE_AFTER).unwrap();
+            }
+        };
+        make("s-left", false, true);
+        make("s-used", true, true);
+        make("s-new", false, false);
+        make("other", false, true);
+        sweep(control.path());
+        let mut left: Vec<_> =
+            fs::read_dir(control.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["other", "s-new", "s-used"]);
+    }
+
+    #[test]
     fn a_control_directory_too_long_for_a_socket_is_refused() {
         let long = format!("/tmp/{}", "x".repeat(SOCKET_PATH_MAX));
         assert!(prepare(Path::new(&long)).unwrap_err().message.contains("longer than"));

@@ -128,3 +128,76 @@ fn not_ready(operation: &str, seen: &str, deadline: Duration) -> Error {
     Error::host(format!("{operation}: not ready after {}; last seen: {seen}", Span(deadline)))
         .with_hint("the service's log says why: `labhost logs HOST SERVICE`")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        os::unix::fs::symlink,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Answers these statuses one after the other, then refuses.
+    fn serve(answers: &'static [&'static str]) -> (SocketAddr, std::thread::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 1024];
+                assert!(stream.read(&mut request).unwrap() > 0);
+                let head = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(head.as_bytes()).unwrap();
+            }
+        });
+        (address, server)
+    }
+
+    /// What the script prints on a host that has only these programs, and its exit status.
+    fn poll_with(tools: &[&str], answers: &'static [&'static str]) -> (String, Option<i32>) {
+        let programs = tempfile::tempdir().unwrap();
+        for tool in ["sh", "sleep", "sed", "head"].iter().chain(tools) {
+            let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output().unwrap();
+            let path = String::from_utf8(found.stdout).unwrap();
+            assert!(!path.is_empty(), "this test needs {tool}: apt-get install {tool}");
+            symlink(path.trim(), programs.path().join(tool)).unwrap();
+        }
+        let (address, server) = serve(answers);
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(poll_script(address, "/ready?a=b", 200));
+        command.env_clear().env("PATH", programs.path()).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        server.join().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    }
+
+    fn installed(tool: &str) -> bool {
+        Command::new("sh")
+            .args(["-c", &format!("command -v {tool} >&2")])
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    }
+
+    /// bash must be there; of the fallbacks those that are not installed are named in the test's output.
+    #[test]
+    fn each_tool_sees_the_same() {
+        for tool in ["bash", "curl", "wget"] {
+            if tool != "bash" && !installed(tool) {
+                eprintln!("not tested, because it is not installed: waiting with {tool}");
+                continue;
+            }
+            let seen = poll_with(&[tool], &["503 Busy", "503 Busy", "200 OK"]);
+            assert_eq!(seen, ("status 503\nstatus 200\n".to_owned(), Some(0)), "with {tool}");
+        }
+    }
+
+    #[test]
+    fn a_host_without_any_tool_is_told_apart() {
+        assert_eq!(poll_with(&[], &[]), (String::new(), Some(NO_TOOL)));
+    }
+}

@@ -279,6 +279,39 @@ mod tests {
         );
     }
 
+    /// Runs the wrapped line on this machine, in a process group of its own or not.
+    fn wrapped(line: &str, own_group: bool) -> (Seen, Seen) {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("/bin/sh");
+        command.arg("-c").arg(wrap(LABEL, "", "V='a b' ", line)).stdin(std::process::Stdio::null());
+        if own_group {
+            command.process_group(0);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success());
+        (read(&[&output.stdout]), read(&[&output.stderr]))
+    }
+
+    #[test]
+    fn the_wrapper_reports_on_both_streams() {
+        let (out, err) = wrapped("printf %s \"$V\"; printf e >&2; exit 255", true);
+        assert_eq!((out.data, out.ending), (b"a b".to_vec(), Some(Ending::Exit(255))));
+        assert_eq!((err.data, err.ending), (b"e".to_vec(), Some(Ending::Exit(255))));
+        assert!(out.group.is_some() && out.group == err.group);
+    }
+
+    #[test]
+    fn the_wrapper_survives_signals_to_its_group_and_reports_them() {
+        let (out, _) = wrapped("kill -s TERM 0", true);
+        assert_eq!(out.ending, Some(Ending::Exit(128 + 15)));
+    }
+
+    #[test]
+    fn the_wrapper_starts_nothing_that_could_not_be_killed_as_a_group() {
+        let (out, _) = wrapped("echo never", false);
+        assert_eq!((out.data, out.ending), (Vec::new(), Some(Ending::NoGroup)));
+    }
+
     #[test]
     fn labels_differ() {
         assert_ne!(label(), label());

@@ -191,10 +191,10 @@ impl Server for Sshd {
     }
 
     fn cut(&mut self) {
+        // For a user who is not root a connection is two processes, one below the other; commands go on.
         let Some(child) = &self.child else { return };
-        for process in children(child.id()) {
-            kill(process);
-        }
+        let server = |process: &u32| *process != child.id() && name(*process).starts_with("sshd");
+        descendants(child.id()).into_iter().filter(server).for_each(kill);
     }
 }
 
@@ -246,6 +246,10 @@ pub(crate) fn with_argument(text: &str) -> Vec<u32> {
 
 fn processes() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn name(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default()
 }
 
 /// State and parent.

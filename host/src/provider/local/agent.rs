@@ -1,17 +1,11 @@
-//! The agent: the one process behind all instances of a lab.
+//! The state behind the agent's answers, and what each request does to it.
 //!
-//! It boots what is on disk, answers requests on its socket, and ends when the lab expires, when it has had no
-//! instance for a minute, on `Shutdown`, or on SIGTERM (which keeps the instances on disk). Killing it is a
-//! power cut of all machines: its children die with it, and the next agent boots the same instances again.
-//!
-//! What instances are lies in `machine`, what is remembered in `record`.
+//! Requests that change something run one after the other, so that a listing after a launch whose client was
+//! killed shows what that launch made. What instances are lies in `machine`, what is remembered in `record`.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    fs,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,17 +13,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustix::fs::{FlockOperation, flock};
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-    time::Instant,
-};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     address::Block,
-    control,
     machine::{self, Keys, Machine},
     place::{Place, remove_tree},
     process,
@@ -41,84 +29,20 @@ use crate::{
     provider::{Instance, Launch, State, epoch_s},
 };
 
-/// An agent without instances ends after this long: nobody needs to remember to stop it.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-
-/// How often time of expiry, idleness and socket are looked at.
-const TICK: Duration = Duration::from_secs(1);
+/// A lab needs one key; EC2 allows names of this length.
+const KEYS_MAX: usize = 64;
+const KEY_NAME_BYTES_MAX: usize = 255;
 
 /// From SIGTERM to SIGKILL for services of an instance that is being terminated.
 const TERMINATE_GRACE: Duration = Duration::from_secs(1);
 
-/// Whoever only looks whether an agent holds the lock has it for a moment; an agent has it for longer.
-const LOCK_PATIENCE: Duration = Duration::from_millis(200);
-
 /// From SIGTERM to SIGKILL when the agent itself is asked to end.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
-
-/// Runs the agent of the lab at `state_dir` until it ends; at once when one runs already.
-///
-/// It must be called on the main thread, before others are started: children die with the thread that starts
-/// them.
-pub fn agent_main(state_dir: &Path) -> Result<(), Error> {
-    run(state_dir, IDLE_MAX)
-}
-
-fn run(state_dir: &Path, idle_max: Duration) -> Result<(), Error> {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    process::raise_descriptor_limit();
-    let place = Place::of(state_dir)?;
-    place.make_runtime()?;
-    let Some(_lock) = take_lock(&place.lock())? else {
-        eprintln!("an agent of lab {} runs already", place.lab);
-        return Ok(());
-    };
-    make_private(&place.local())?;
-    // The last agent may have left processes that were started by its children.
-    for left in process::kill_marked(&[place.mark()]) {
-        eprintln!("process {} ({}) of an earlier agent cannot be killed", left.pid, left.name);
-    }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context(Kind::Host, || "start the agent".to_owned())?
-        .block_on(serve(place, idle_max))
-}
-
-async fn serve(place: Place, idle_max: Duration) -> Result<(), Error> {
-    let mut terminate =
-        signal(SignalKind::terminate()).context(Kind::Host, || "watch for SIGTERM".to_owned())?;
-    let agent = Arc::new(Agent::boot(place, idle_max).await?);
-    let mut listener = bind(&agent.place.socket())?;
-    let mut inode = inode_of(&agent.place.socket());
-    eprintln!("lab {} runs at 127.77.{}.0/24 (process {})", agent.place.lab, agent.octet, std::process::id());
-    let mut tick = tokio::time::interval(TICK);
-    loop {
-        tokio::select! {
-            Ok((stream, _)) = listener.accept() => control::serve(stream, agent.clone()),
-            _ = tick.tick() => {
-                agent.look_at_the_clock().await;
-                // Cleaners of /tmp remove what is old.
-                if !agent.is_leaving.load(Ordering::Acquire) && inode_of(&agent.place.socket()) != inode {
-                    agent.place.make_runtime()?;
-                    listener = bind(&agent.place.socket())?;
-                    inode = inode_of(&agent.place.socket());
-                }
-            }
-            _ = terminate.recv() => {
-                eprintln!("told to end; the instances stay on disk");
-                agent.power_off().await;
-                agent.over.cancel();
-            }
-            () = agent.over.cancelled() => return Ok(()),
-        }
-    }
-}
 
 /// The agent's state; requests that change it run one after the other.
 pub(super) struct Agent {
     pub(super) place: Place,
-    octet: u8,
+    pub(super) octet: u8,
     keys: Keys,
     lab: tokio::sync::Mutex<Lab>,
     idle_since: Mutex<Instant>,
@@ -137,7 +61,7 @@ struct Lab {
 }
 
 impl Agent {
-    async fn boot(place: Place, idle_max: Duration) -> Result<Self, Error> {
+    pub(super) async fn boot(place: Place, idle_max: Duration) -> Result<Self, Error> {
         let mut roster = Roster::load(&place);
         let block = claim(&roster, &place)?;
         roster.octet = Some(block.octet);
@@ -168,6 +92,12 @@ impl Agent {
 
     pub(super) async fn ensure_key(&self, name: &str, public_key: &str) -> Result<(), Error> {
         let mut lab = self.lab.lock().await;
+        let is_full = lab.roster.keys.len() >= KEYS_MAX && !lab.roster.keys.contains_key(name);
+        if is_full || name.len() > KEY_NAME_BYTES_MAX {
+            let limits =
+                format!("a lab has up to {KEYS_MAX} keys with names of up to {KEY_NAME_BYTES_MAX} bytes");
+            return Err(Error::provider(format!("ensure key: {limits}")));
+        }
         admit(&self.keys, name, public_key)?;
         lab.roster.keys.insert(name.to_owned(), public_key.trim().to_owned());
         lab.roster.save(&self.place)
@@ -309,7 +239,7 @@ impl Agent {
     }
 
     /// Ends the lab when its time has come, and the agent when it has nothing to do.
-    async fn look_at_the_clock(&self) {
+    pub(super) async fn look_at_the_clock(&self) {
         // A request is being carried out; the next tick will do.
         let Ok(lab) = self.lab.try_lock() else { return };
         let is_over = lab.roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
@@ -329,13 +259,18 @@ impl Agent {
         }
     }
 
+    /// Whether the lab's files are being removed.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
     /// Says that somebody is there.
     pub(super) fn touch(&self) {
         *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Ends all processes and keeps everything on disk.
-    async fn power_off(&self) {
+    pub(super) async fn power_off(&self) {
         let mut lab = self.lab.lock().await;
         let machines = std::mem::take(&mut lab.machines).into_values().collect();
         shut_down_all(machines, EXIT_GRACE).await;
@@ -408,48 +343,6 @@ fn admit(keys: &Keys, name: &str, public_key: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes the lock and writes this process's id into it; `None` when another process has it.
-fn take_lock(path: &PathBuf) -> Result<Option<File>, Error> {
-    let failed = |cause: io::Error| Error::host(format!("lock {}: {cause}", path.display()));
-    let mut options = OpenOptions::new();
-    let mut file = options.create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
-    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() > deadline => return Ok(None),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(5)),
-            result => break result.map_err(|errno| failed(errno.into()))?,
-        }
-    }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-    Ok(Some(file))
-}
-
-/// Replaces a socket that a dead agent left; the lock says that it is dead.
-fn bind(path: &Path) -> Result<UnixListener, Error> {
-    let failed = |cause: io::Error| Error::host(format!("listen on {}: {cause}", path.display()));
-    match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
-}
-
-fn inode_of(path: &Path) -> Option<u64> {
-    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
-}
-
-fn make_private(directory: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
-        .context(Kind::Host, || format!("create {}", directory.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,17 +364,5 @@ mod tests {
         agent.look_at_the_clock().await;
         assert!(agent.over.is_cancelled());
         assert_eq!(agent.lab.lock().await.roster.keys["lab"], key);
-    }
-
-    #[test]
-    fn only_one_agent_holds_the_lock() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("agent.lock");
-        let first = take_lock(&path).unwrap();
-        assert!(first.is_some());
-        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
-        assert!(take_lock(&path).unwrap().is_none());
-        drop(first);
-        assert!(take_lock(&path).unwrap().is_some());
     }
 }

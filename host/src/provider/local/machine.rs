@@ -140,7 +140,7 @@ fn surroundings(place: &Place, instance: &Instance) -> Surroundings {
         ("INSTANCE_ID", instance.id.clone()),
         ("CLUSTER_NAME", instance.cluster.clone().unwrap_or_default()),
         ("LABHOST_EMULATE", instance.instance_type.clone()),
-        ("LABHOST_LAB", place.lab.clone()),
+        (crate::identity::MARK, place.lab.clone()),
         ("LABHOST_AGENT", text(&place.socket())),
     ];
     Surroundings { root, env: env.map(|(name, value)| (name.to_owned(), value)).to_vec() }

@@ -4,15 +4,17 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `place` | paths, and who may use them |
-//! | `agent`, `control`, `wire` | the agent, its socket, what is said on it |
+//! | `daemon`, `control`, `wire` | the agent's process, its socket, what is said on it |
+//! | `agent` | what it does for each request |
 //! | `record`, `address`, `types` | what is remembered, addresses, instance types |
 //! | `machine`, `sshd`, `session`, `command`, `feed`, `pty` | one instance and its SSH server |
-//! | `service`, `unit`, `log` | its services |
+//! | `service`, `keeper`, `unit`, `log` | its services |
 //! | `guest` | `labhost-service`, the program that controls them |
 //! | `process` | starting, signalling, finding processes |
 //!
 //! This file is the client: what `labhost` does when a recipe says `--provider local`. Local instances are no
-//! sandbox: their processes run as the user who started the lab. Groups and images mean nothing here.
+//! sandbox: their processes run as the user who started the lab, and one that leaves its process group and
+//! clears its environment is not found again. Groups and images mean nothing here.
 
 use std::{
     fs::{self, OpenOptions},
@@ -35,8 +37,10 @@ mod address;
 mod agent;
 mod command;
 mod control;
+mod daemon;
 mod feed;
 mod guest;
+mod keeper;
 mod log;
 mod machine;
 mod place;
@@ -50,7 +54,7 @@ mod types;
 mod unit;
 mod wire;
 
-pub use agent::agent_main;
+pub use daemon::agent_main;
 pub use guest::guest_main;
 
 use place::{Place, remove_tree};
@@ -182,7 +186,7 @@ impl Local {
             .context(Kind::Host, || format!("open {}", path.display()))?;
         let mut command = tokio::process::Command::new(&self.exe);
         command.args(["agent", "--state"]).arg(&self.place.state).current_dir("/");
-        command.env_clear().env("LABHOST_LAB", &self.place.lab);
+        command.env_clear().env(crate::identity::MARK, &self.place.lab);
         let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE"];
         command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

@@ -13,14 +13,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
-use crate::{Error, Kind, error::Context};
+use crate::{Error, Kind, error::Context, identity};
 
 /// The paths of one lab.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    /// Eight hexadecimal digits: the start of the SHA-256 of the state directory's path.
+    /// See [`identity::lab_id`].
     pub(super) lab: String,
     /// The canonical state directory; it need not exist.
     pub(super) state: PathBuf,
@@ -37,10 +35,7 @@ impl Place {
                 format!("the state directory {} has a colon or a line break in its path", state.display());
             return Err(Error::usage(message).with_hint("choose another one with --state DIR"));
         }
-        let digest = Sha256::digest(state.as_os_str().as_bytes());
-        let lab = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-        let runtime_parent = PathBuf::from(format!("/tmp/labhost-{}", uid()));
-        Ok(Self { lab, state, runtime_parent })
+        Ok(Self { lab: identity::lab_id(&state), state, runtime_parent: identity::runtime_parent() })
     }
 
     pub(super) fn local(&self) -> PathBuf {
@@ -78,7 +73,7 @@ impl Place {
 
     /// The environment entry that marks every process of this lab.
     pub(super) fn mark(&self) -> String {
-        format!("LABHOST_LAB={}", self.lab)
+        format!("{}={}", identity::MARK, self.lab)
     }
 
     /// Creates the runtime directory, private to this user.
@@ -119,11 +114,18 @@ pub(super) fn uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// How often a directory is tried again that gets new content while it is being removed.
+const REMOVE_TRIES: usize = 5;
+
 /// Removes a directory and what is in it; one that is not there is no error, and links are not followed.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    let mut tries = 1..REMOVE_TRIES;
+    loop {
+        match fs::remove_dir_all(path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty && tries.next().is_some() => {}
+            other => return other,
+        }
     }
 }
 

@@ -55,12 +55,7 @@ struct Connections(Mutex<(u64, HashMap<u64, std::net::TcpStream>)>);
 impl Server {
     /// Errors when the address is not a loopback address, or somebody else has the port.
     pub(super) async fn start(address: Ipv4Addr, key: PrivateKey, guest: Arc<Guest>) -> io::Result<Self> {
-        if !address.is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{address} is not a loopback address"),
-            ));
-        }
+        check_loopback(address)?;
         // tokio sets SO_REUSEADDR, and not SO_REUSEPORT, which would let another process share the port.
         let listener = TcpListener::bind((address, PORT)).await?;
         let connections = Arc::new(Connections::default());
@@ -86,6 +81,13 @@ impl Drop for Server {
     }
 }
 
+fn check_loopback(address: Ipv4Addr) -> io::Result<()> {
+    if address.is_loopback() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not a loopback address")))
+}
+
 fn config(key: PrivateKey) -> Config {
     Config {
         keys: vec![key],
@@ -103,18 +105,25 @@ fn config(key: PrivateKey) -> Config {
 }
 
 async fn serve(listener: TcpListener, config: Arc<Config>, guest: Arc<Guest>, connections: Arc<Connections>) {
+    let mut was_refused = false;
     loop {
-        match listener.accept().await {
+        let accepted = listener.accept().await;
+        let is_refused = accepted.is_err();
+        match accepted {
             Ok((stream, _)) => {
                 if let Some(number) = connections.admit(&stream) {
                     tokio::spawn(attend(stream, number, config.clone(), guest.clone(), connections.clone()));
                 }
             }
             Err(cause) => {
-                eprintln!("{}: accept an SSH connection: {cause}", guest.id);
+                // Once is enough: it is tried again and again.
+                if !was_refused {
+                    eprintln!("{}: accept an SSH connection: {cause}", guest.id);
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }
+        was_refused = is_refused;
     }
 }
 
@@ -172,5 +181,18 @@ impl Connections {
 
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, std::net::TcpStream>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_listened_on() {
+        check_loopback(Ipv4Addr::new(127, 77, 3, 11)).unwrap();
+        for address in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(128, 0, 0, 1)] {
+            assert!(check_loopback(address).is_err(), "{address}");
+        }
     }
 }

@@ -18,6 +18,9 @@ pub(super) const QUICK_FAILURES_MAX: u32 = 5;
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
+/// Who orders a stop waits for it; nobody waits for longer.
+pub(super) const STOP_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+
 /// The longest name; systemd units and file names have room for more.
 const NAME_BYTES_MAX: usize = 40;
 
@@ -152,6 +155,9 @@ impl Definition {
         if self.exec.trim().is_empty() || self.exec.contains('\0') {
             return Err("`exec` must be a command".to_owned());
         }
+        if self.stop_timeout.0 > STOP_TIMEOUT_MAX {
+            return Err(format!("`stop_timeout` is over {}", Span(STOP_TIMEOUT_MAX)));
+        }
         let wrong = |(name, value): (&String, &String)| {
             name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
         };
@@ -230,6 +236,9 @@ mod tests {
         assert_eq!(definition.stop_timeout.0, Duration::from_secs(10));
         definition.check().unwrap();
         assert!(serde_json::from_str::<Definition>(r#"{"exec":"x","usr":"y"}"#).is_err());
-        assert!(Definition { exec: " ".into(), ..definition }.check().is_err());
+        assert!(Definition { exec: " ".into(), ..definition.clone() }.check().is_err());
+        assert!(Definition { stop_timeout: Span(LONG * 10), ..definition.clone() }.check().is_err());
+        let env = BTreeMap::from([("A=B".to_owned(), "c".to_owned())]);
+        assert!(Definition { env, ..definition }.check().is_err());
     }
 }

@@ -1,0 +1,393 @@
+//! The process: start, check, reload, drain, status, admin.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use common::{Balancer, Client, Stub, config_over, eventually, ok};
+use serde_json::{Value, json};
+
+/// Runs the program to its end on a configuration that is written as it is.
+fn run(arguments: &[&str], config: &str) -> Output {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("balancer.json");
+    std::fs::write(&path, config).expect("written");
+    let program = env!("CARGO_BIN_EXE_balancer");
+    Command::new(program).args(arguments).arg("--config").arg(&path).output().expect("it runs")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Clients that send requests until told to stop and count what failed.
+struct Load {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
+    threads: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    /// Half of the clients keep their connections, half open one per request. An answered `Connection: close` is
+    /// followed, as every client does.
+    fn start(address: std::net::SocketAddr, clients: usize) -> Self {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = (0..clients)
+            .map(|index| {
+                let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
+                std::thread::spawn(move || {
+                    let mut failures = Vec::new();
+                    let mut client: Option<Client> = None;
+                    while !stop.load(SeqCst) {
+                        let mut current = client.take().unwrap_or_else(|| Client::connect(address));
+                        current.send("GET /app/x HTTP/1.1\r\nHost: test\r\n\r\n");
+                        sent.fetch_add(1, SeqCst);
+                        match current.try_response(false) {
+                            Some(response) if response.status == 200 && response.complete => {
+                                let keep = response.field("connection") != Some("close") && index % 2 == 0;
+                                client = keep.then_some(current);
+                            }
+                            Some(response) => failures.push(response.head),
+                            None => failures.push("no answer".to_owned()),
+                        }
+                    }
+                    failures
+                })
+            })
+            .collect();
+        Self { stop, sent, threads }
+    }
+
+    /// Waits until `count` more requests were sent.
+    fn passes(&self, count: usize) {
+        let target = self.sent.load(SeqCst) + count;
+        eventually("requests go on", || self.sent.load(SeqCst) >= target);
+    }
+
+    fn finish(self) -> Vec<String> {
+        self.stop.store(true, SeqCst);
+        self.threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
+    }
+}
+
+fn admin(path: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(path).expect("the admin socket");
+    stream.set_read_timeout(Some(common::DEADLINE)).expect("a timeout");
+    write!(stream, "{request} HTTP/1.1\r\nHost: admin\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+on_both_drivers! {
+    fn reload_under_load_fails_no_request(driver) {
+        let stubs = [Stub::named("one"), Stub::named("two"), Stub::named("three")];
+        let both = |range: &[usize]| {
+            let chosen: Vec<Value> = range
+                .iter()
+                .map(|n| json!({ "id": format!("i-{n}"), "address": stubs[*n].address.to_string() }))
+                .collect();
+            json!({ "clusters": { "app": { "backends": chosen } } })
+        };
+        let config = config_over(&[], both(&[0, 1]));
+        let balancer = Balancer::start(driver, config);
+        let load = Load::start(balancer.address, 4);
+        for backends in [[0, 1, 2].as_slice(), &[2], &[1, 2], &[0], &[0, 1]] {
+            load.passes(100);
+            balancer.reload(&config_over(&[], both(backends)));
+        }
+        load.passes(100);
+        assert_eq!(load.finish(), Vec::<String>::new());
+        assert!(stubs.iter().all(|stub| !stub.requests().is_empty()));
+    }
+
+    fn reload_keeps_the_numbers_of_kept_backends(driver) {
+        let (one, two) = (Stub::named("one"), Stub::named("two"));
+        let balancer = Balancer::over(driver, &[&one], json!({}));
+        for _ in 0..5 {
+            assert_eq!(balancer.get("/app").status, 200);
+        }
+        balancer.reload(&config_over(&[&one, &two], json!({})));
+        assert_eq!(balancer.backend(0)["requests"], 5);
+        assert_eq!(balancer.backend(1)["requests"], 0);
+    }
+
+    fn reload_that_does_not_check_leaves_the_old_configuration(driver) {
+        let stub = Stub::named("a");
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        let good = std::fs::read_to_string(balancer.config_path()).expect("read");
+        for (bad, why) in [
+            ("{ nonsense", "not JSON"),
+            (&good.replace("backends", "backend"), "did you mean `backends`"),
+            (&good.replace("127.0.0.1:0", "127.0.0.1:1"), "`listen` changes only with a restart"),
+        ] {
+            std::fs::write(balancer.config_path(), bad).expect("written");
+            balancer.signal("HUP");
+            balancer.wait_log(&[why]);
+            assert_eq!(balancer.get("/app").status, 200);
+        }
+    }
+
+    fn backend_removed_by_a_reload_finishes_what_it_has(driver) {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Mutex::new(held);
+        let old = Stub::start(move |_, connection| {
+            held.lock().expect("held").recv().expect("released");
+            connection.send(&ok("old"));
+        });
+        let new = Stub::named("new");
+        let balancer = Balancer::over(driver, &[&old], json!({}));
+        let mut waiting = balancer.client();
+        waiting.send("GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
+        eventually("the old backend has it", || old.requests().len() == 1);
+        let config = json!({ "clusters": { "app": { "backends": [{ "id": "new", "address": new.address.to_string() }] } } });
+        balancer.reload(&config_over(&[], config));
+        assert_eq!(balancer.get("/app").text(), "new");
+        let states: Vec<_> = (0..2).map(|n| (balancer.backend(n)["id"].clone(), balancer.backend(n)["state"].clone())).collect();
+        assert_eq!(states, [(json!("new"), json!("up")), (json!("i-0"), json!("draining"))]);
+        release.send(()).expect("the stub waits");
+        assert_eq!(waiting.response().text(), "old");
+        eventually("it is gone", || balancer.backend(1).is_null());
+    }
+
+    fn drain_loses_no_answer_and_exits_0(driver) {
+        let stub = Stub::start(|_, connection| connection.send(&ok("a")));
+        let mut balancer = Balancer::over(driver, &[&stub], json!({ "timeouts": { "drain_ms": 10_000 } }));
+        let mut kept: Vec<Client> = (0..8).map(|_| balancer.client()).collect();
+        for client in &mut kept {
+            assert_eq!(client.get("/app").status, 200);
+        }
+        balancer.signal("TERM");
+        balancer.wait_log(&["draining"]);
+        for client in &mut kept {
+            let response = client.get("/app");
+            assert_eq!((response.status, response.field("connection")), (200, Some("close")));
+            assert!(response.complete && client.is_closed());
+        }
+        assert!(balancer.wait_exit().success());
+    }
+
+    fn drain_waits_for_what_is_in_flight(driver) {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Mutex::new(held);
+        let stub = Stub::start(move |_, connection| {
+            held.lock().expect("held").recv().expect("released");
+            connection.send(&ok("late"));
+        });
+        let mut balancer = Balancer::over(driver, &[&stub], json!({}));
+        let mut client = balancer.client();
+        client.send("GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
+        eventually("it is in flight", || stub.requests().len() == 1);
+        balancer.signal("TERM");
+        balancer.wait_log(&["draining"]);
+        release.send(()).expect("the stub waits");
+        assert_eq!(client.response().text(), "late");
+        assert!(balancer.wait_exit().success());
+    }
+
+    fn idle_clients_do_not_hold_up_the_end_beyond_the_drain_time(driver) {
+        let stub = Stub::named("a");
+        let mut balancer = Balancer::over(driver, &[&stub], json!({ "timeouts": { "drain_ms": 300 } }));
+        let mut idle = balancer.client();
+        assert_eq!(idle.get("/app").status, 200);
+        balancer.signal("TERM");
+        assert!(balancer.wait_exit().success());
+        assert!(idle.is_closed());
+    }
+
+    fn taken_port_is_a_clear_error(driver) {
+        let stub = Stub::named("a");
+        let first = Balancer::over(driver, &[&stub], json!({}));
+        let config = config_over(&[&stub], json!({ "listen": first.address.to_string() }));
+        let output = run(&["--driver", driver], &config.to_string());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("another process listens there"), "{}", stderr(&output));
+        assert_eq!(first.get("/app").status, 200);
+    }
+
+    fn status_is_what_jq_reads(driver) {
+        let stub = Stub::named("a");
+        let balancer = Balancer::over(driver, &[&stub, &stub], json!({ "policy": "least-outstanding" }));
+        for _ in 0..10 {
+            assert_eq!(balancer.get("/app").status, 200);
+        }
+        let status = balancer.status();
+        assert_eq!((&status["driver"], &status["threads"]), (&json!(driver), &json!(2)));
+        assert_eq!((&status["policy"], &status["draining"]), (&json!("least-outstanding"), &json!(false)));
+        assert!(status["version"].is_string() && status["uptime_s"].is_u64());
+        let backends = status["clusters"]["app"]["backends"].as_array().expect("an array");
+        let sum = |key: &str| backends.iter().map(|b| b[key].as_f64().expect("a number")).sum::<f64>();
+        assert_eq!((sum("requests"), sum("share"), sum("errors"), sum("in_flight")), (10.0, 1.0, 0.0, 0.0));
+        let used = backends.iter().find(|b| b["requests"].as_u64() > Some(0)).expect("one was used");
+        assert!(used["latency_ms"]["p50"].as_f64() <= used["latency_ms"]["p99"].as_f64());
+        assert!(used["estimate_ms"].as_f64() > Some(0.0));
+        let metrics = balancer.get("/metrics").text();
+        assert!(metrics.contains("balancer_backend_requests_total{cluster=\"app\",backend=\"i-0\"} "), "{metrics}");
+        assert!(metrics.contains("# TYPE balancer_connections gauge"));
+    }
+
+    fn admin_socket_is_private_and_drains_a_backend(driver) {
+        let (one, two) = (Stub::named("one"), Stub::named("two"));
+        let balancer = Balancer::over(driver, &[&one, &two], json!({ "policy": "round-robin" }));
+        let socket = balancer.directory.path().join("balancer.json.sock");
+        let mode = std::fs::metadata(&socket).expect("beside the configuration").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(admin(&socket, "POST /clusters/app/backends/i-0/drain").starts_with("HTTP/1.1 200"));
+        for _ in 0..6 {
+            assert_eq!(balancer.get("/app").text(), "two");
+        }
+        assert_eq!(balancer.backend(0)["state"], "draining");
+        assert!(admin(&socket, "POST /clusters/app/backends/i-0/readmit").starts_with("HTTP/1.1 200"));
+        eventually("it is used again", || balancer.get("/app").text() == "one");
+        assert!(admin(&socket, "POST /clusters/app/backends/nobody/drain").starts_with("HTTP/1.1 404"));
+        assert!(admin(&socket, "GET /status").contains("\"clusters\""));
+        let mut client = balancer.client();
+        client.send("POST /clusters/app/backends/i-0/drain HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(client.response().status, 404, "not on the public address");
+    }
+}
+
+#[test]
+fn ring_has_the_flags_that_make_it_cheap() {
+    if !common::has_io_uring() {
+        return eprintln!("skipped: this kernel gives no ring");
+    }
+    let balancer = Balancer::start("auto", config_over(&[], json!({})));
+    assert!(balancer.wait_log(&["listening"]).contains("coop_taskrun"));
+    assert_eq!(balancer.status()["driver"], "io_uring");
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", balancer.pid())).expect("its descriptors");
+    let rings = descriptors
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter(|target| target.to_string_lossy().contains("io_uring"))
+        .count();
+    assert_eq!(rings, 2, "one per thread");
+}
+
+#[test]
+fn idle_balancer_is_small() {
+    let balancer = Balancer::start("auto", config_over(&[], json!({})));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", balancer.pid())).expect("its status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("resident size");
+    let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    assert!(kilobytes < 20_000, "{line}");
+}
+
+#[test]
+fn bad_configurations_are_named_and_mended() {
+    let with = |rest: &str| format!("{{ \"listen\": \"127.0.0.1:0\", {rest} }}");
+    let app = |rest: &str| with(&format!("\"clusters\": {{ \"app\": {{ \"backends\": [] {rest} }} }}"));
+    let cases = [
+        ("{ \"listen\": ".to_owned(), vec!["not JSON"]),
+        ("[]".to_owned(), vec!["expected an object"]),
+        ("{}".to_owned(), vec!["listen: is missing"]),
+        ("{ \"listen\": \"localhost:80\" }".to_owned(), vec!["listen", "`localhost:80` is not an address"]),
+        (with("\"policy\": \"ours\""), vec!["clusters: is missing"]),
+        (with("\"clusters\": {}"), vec!["names no cluster"]),
+        (
+            with("\"clusters\": { \"status\": { \"backends\": [] } }"),
+            vec!["clusters.status", "answers this path itself"],
+        ),
+        (with("\"clusters\": { \"a/b\": { \"backends\": [] } }"), vec!["clusters.a/b", "path segment"]),
+        (with("\"clusters\": { \"app\": {} }"), vec!["clusters.app.backends: is missing"]),
+        (app(", \"prob\": {}"), vec!["clusters.app.prob", "did you mean `probe`", "known: backends, probe"]),
+        (
+            app(", \"probe\": { \"intervall_ms\": 5 }"),
+            vec!["clusters.app.probe.intervall_ms", "`interval_ms`"],
+        ),
+        (
+            app(", \"probe\": { \"interval_ms\": \"2s\" }"),
+            vec!["probe.interval_ms", "a whole number", "\"2s\""],
+        ),
+        (app(", \"probe\": { \"path\": \"health\" }"), vec!["probe.path", "`health` is not a path"]),
+        (app(", \"x_forwarded_for\": \"no\""), vec!["x_forwarded_for", "append, replace, off"]),
+        (app(", \"fields_not_forwarded\": [\"sec *\"]"), vec!["fields_not_forwarded", "prefixes"]),
+        (app(", \"via\": 1"), vec!["clusters.app.via", "true or false"]),
+        (
+            app("}, \"x\": { \"backends\": [ { \"addres\": \"1.2.3.4:5\" } ]"),
+            vec!["clusters.x.backends[0].addres: unknown key, did you mean `address`?"],
+        ),
+        (
+            app(
+                "}, \"x\": { \"backends\": [ { \"address\": \"1.2.3.4:5\" }, { \"address\": \"1.2.3.4:5\" } ]",
+            ),
+            vec!["clusters.x.backends", "occurs twice"],
+        ),
+        (app("}, \"y\": { \"backends\": 3"), vec!["clusters.y.backends", "expected an array, found 3"]),
+        (
+            with("\"timeouts\": { \"connect\": 3 }, \"clusters\": {}"),
+            vec!["timeouts.connect", "`connect_ms`"],
+        ),
+        (with("\"threads\": 0, \"clusters\": {}"), vec!["threads", "from 1 to 256"]),
+        (with("\"limits\": { \"connections\": -1 }, \"clusters\": {}"), vec!["limits.connections"]),
+        (
+            with("\"policy\": \"round-robbin\", \"clusters\": {}"),
+            vec!["policy", "did you mean `round-robin`?"],
+        ),
+        (
+            format!("{{ \"lissten\": 1, {}", &app("")[1..]),
+            vec!["lissten", "did you mean `listen`?", "known: listen"],
+        ),
+    ];
+    for (config, expected) in cases {
+        for arguments in [["--check"].as_slice(), &[]] {
+            let output = run(arguments, &config);
+            assert_eq!(output.status.code(), Some(2), "{config}");
+            for part in &expected {
+                assert!(stderr(&output).contains(part), "{part:?} not in {:?} for {config}", stderr(&output));
+            }
+        }
+    }
+}
+
+#[test]
+fn check_takes_the_smallest_configuration_and_starts_nothing() {
+    let config = json!({ "listen": "127.0.0.1:80",
+        "clusters": { "cluster1": { "backends": [ { "id": "i-0a1", "address": "10.0.0.5:8000" } ] } } });
+    let output = run(&["--check"], &config.to_string());
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn missing_configuration_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_balancer")).args(["--config", "/nowhere.json"]).output();
+    let output = output.expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("/nowhere.json"), "{}", stderr(&output));
+}
+
+#[test]
+fn inherited_listener_is_used() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("balancer.json");
+    let config = json!({ "listen": "127.0.0.1:1", "threads": 2, "clusters": { "app": { "backends": [] } } });
+    std::fs::write(&path, config.to_string()).expect("written");
+    // The shell puts the listener on descriptor 3 and names itself as the receiver before it becomes the balancer.
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
+    let script = format!("exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" --config \"$1\"");
+    let clear = clear_close_on_exec(fd);
+    assert!(clear, "the listener is passed on");
+    let mut child = Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_balancer")])
+        .arg(&path)
+        .spawn()
+        .expect("it starts");
+    let status = Client::connect(address).get("/status").status;
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert_eq!(status, 200);
+}
+
+fn clear_close_on_exec(fd: i32) -> bool {
+    // SAFETY: changes a flag of a descriptor that this test owns.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, 0) == 0 }
+}

@@ -1,0 +1,84 @@
+//! Services, controlled over SSH with `labhost-service`.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::lab::{Lab, is_alive, kill, number, until, within};
+
+#[tokio::test]
+async fn a_service_follows_its_definition() {
+    let (lab, instance) = Lab::with_instance().await;
+    let script = "#!/bin/sh\ntrap 'echo reloaded' HUP\necho started $WHO\nwhile :; do sleep 0.01; done\n";
+    lab.run_with_input(&instance, "cat > loop && chmod 700 loop", script.as_bytes()).await;
+    let definition = |hash| json!({ "exec": "./loop", "env": { "WHO": "me" }, "hash": hash });
+    let first = lab.apply(&instance, "loop", definition("1")).await;
+    assert_eq!((&first["changed"], &first["service"]["state"]), (&json!(true), &json!("running")));
+    let again = lab.apply(&instance, "loop", definition("1")).await;
+    assert_eq!((&again["changed"], &again["service"]["pid"]), (&json!(false), &first["service"]["pid"]));
+    let changed = lab.apply(&instance, "loop", definition("2")).await;
+    assert_eq!(changed["changed"], true);
+    assert_ne!(changed["service"]["pid"], first["service"]["pid"]);
+    assert!(!is_alive(number(&first["service"]["pid"])));
+    until("both starts are logged", async || {
+        lab.ok(&instance, "labhost-service logs loop").await.matches("started me").count() == 2
+    })
+    .await;
+    lab.ok(&instance, "labhost-service reload loop").await;
+    until("the reload is logged", async || {
+        lab.ok(&instance, "labhost-service logs loop -n 1").await == "reloaded\n"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_is_started_stopped_and_removed() {
+    let (lab, instance) = Lab::with_instance().await;
+    let applied = lab.apply(&instance, "web", json!({ "exec": "sleep 1000" })).await;
+    kill(number(&applied["service"]["pid"]));
+    until("it is started again", async || {
+        let status = lab.status(&instance, "web").await;
+        status["state"] == "running" && status["restarts"] == 1 && status["exit_status"] == 137
+    })
+    .await;
+    lab.ok(&instance, "labhost-service stop web").await;
+    let status = lab.status(&instance, "web").await;
+    assert_eq!((&status["state"], &status["pid"]), (&json!("stopped"), &Value::Null));
+    lab.ok(&instance, "labhost-service start web").await;
+    lab.ok(&instance, "labhost-service restart web").await;
+    let all: Value = serde_json::from_str(&lab.ok(&instance, "labhost-service status").await).unwrap();
+    assert_eq!(all.as_array().map(Vec::len), Some(1));
+    assert_eq!(lab.ok(&instance, "labhost-service remove web").await, "{\"removed\":\"web\"}\n");
+    lab.ok(&instance, "labhost-service remove web").await;
+    assert_eq!(lab.run(&instance, "labhost-service status web").await.status.code(), Some(1));
+    assert!(!is_alive(number(&all[0]["pid"])));
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_run_is_given_up_with_its_log() {
+    let (lab, instance) = Lab::with_instance().await;
+    lab.apply(&instance, "broken", json!({ "exec": "./missing" })).await;
+    let status = lab.wait_for_state(&instance, "broken", "failed").await;
+    assert_eq!((&status["exit_status"], &status["restarts"]), (&json!(127), &json!(4)));
+    assert!(lab.ok(&instance, "labhost-service logs broken -n 1").await.contains("missing"));
+    lab.apply(&instance, "job", json!({ "exec": "echo done", "restart": "no" })).await;
+    lab.wait_for_state(&instance, "job", "stopped").await;
+    assert_eq!(lab.ok(&instance, "labhost-service logs job").await, "done\n");
+    for (line, code) in [("start ../x", 2), ("start nothing", 1), ("apply web < /dev/null", 2), ("", 2)] {
+        let output = lab.run(&instance, &format!("labhost-service {line}")).await;
+        assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_log_is_followed() {
+    let (lab, instance) = Lab::with_instance().await;
+    lab.apply(&instance, "web", json!({ "exec": "sh -c 'echo one; while [ ! -e go ]; do sleep 0.01; done; echo two'", "restart": "no" })).await;
+    let mut follower = lab.ssh(&instance, &[], "labhost-service logs web -f").spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(within(lines.next_line()).await.unwrap().unwrap(), "one");
+    fs::write(lab.home(&instance).join("go"), "").unwrap();
+    assert_eq!(within(lines.next_line()).await.unwrap().unwrap(), "two");
+}
