@@ -13,37 +13,49 @@ use std::{
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 pub mod journal;
 pub mod keys;
 pub mod lock;
 pub mod plan;
+mod record;
+mod rehearsal;
 pub mod views;
+
+pub use record::provider_of;
+pub use rehearsal::Rehearsal;
 
 use crate::{
     Error, Kind,
-    provider::{Ingress, Instance, Launch, Provider, State, epoch_s},
+    provider::{Cost, Ingress, Instance, Launch, LoginKey, Provider, epoch_s},
     ssh,
 };
 use journal::{Journal, Phase, Record};
 use lock::Lock;
 use plan::Wish;
+use record::RunFile;
 
 /// What a run may cost: how long instances live and how many there may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub ttl: Duration,
-    pub instances_max: usize,
+    /// `None` stands for the provider's own ceiling.
+    pub instances_max: Option<usize>,
+    /// In US dollars, for all instances of the lab together.
+    pub hourly_max: Option<f64>,
 }
 
 /// One lab: a state directory and the provider of its instances.
 pub struct Lab {
     dir: PathBuf,
-    provider: Box<dyn Provider>,
+    provider: Arc<dyn Provider>,
     command: String,
     limits: Limits,
     ledger: Mutex<Option<Arc<Ledger>>>,
     session: Mutex<Declared>,
+    /// Present when the lab only plans.
+    rehearsal: Option<Mutex<Rehearsal>>,
 }
 
 /// The right to change the lab, and the journal to say so in.
@@ -59,8 +71,8 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Declared {
     fleets: BTreeSet<String>,
-    key: Option<String>,
-    groups: BTreeMap<String, String>,
+    /// What is kept for later commands.
+    run: RunFile,
     retiring: Vec<(Instance, String)>,
     started: bool,
 }
@@ -87,8 +99,11 @@ pub struct LaunchOptions {
 
 impl Lab {
     /// `dir` is the absolute state directory; nothing is created until a step needs it.
-    pub fn new(dir: PathBuf, provider: Box<dyn Provider>, command: String, limits: Limits) -> Self {
-        Self { dir, provider, command, limits, ledger: Mutex::default(), session: Mutex::default() }
+    pub fn new(dir: PathBuf, provider: Arc<dyn Provider>, command: String, limits: Limits) -> Self {
+        let mut run = RunFile::read(&dir);
+        run.provider = Some(provider.name().to_owned());
+        let session = Mutex::new(Declared { run, ..Declared::default() });
+        Self { dir, provider, command, limits, ledger: Mutex::default(), session, rehearsal: None }
     }
 
     #[must_use]
@@ -97,8 +112,8 @@ impl Lab {
     }
 
     #[must_use]
-    pub fn provider(&self) -> &dyn Provider {
-        &*self.provider
+    pub fn provider(&self) -> &Arc<dyn Provider> {
+        &self.provider
     }
 
     /// Takes the lock at the first call and keeps it until the lab is dropped. Errors with `Kind::Locked` when
@@ -115,6 +130,12 @@ impl Lab {
         let data =
             json!({ "command": self.command, "provider": self.provider.name(), "pid": std::process::id() });
         journal.append(Phase::Start, "run", None, data)?;
+        {
+            // A later command must know the provider however early this one ends.
+            let mut session = lock(&self.session);
+            session.run.lab = Some(lab.clone());
+            session.run.write(&self.dir)?;
+        }
         let ledger = Arc::new(Ledger { lock: held, journal, lab });
         *slot = Some(Arc::clone(&ledger));
         Ok(ledger)
@@ -123,52 +144,93 @@ impl Lab {
     /// The ledger, with the provider ready for changes.
     async fn active(&self) -> Result<Arc<Ledger>, Error> {
         let ledger = self.ledger()?;
-        if !lock(&self.session).started {
-            self.provider.start().await?;
-            lock(&self.session).started = true;
-        }
+        self.prepare().await?;
         Ok(ledger)
     }
 
-    /// Makes the login key exist here and at the provider. Returns the path of the private key.
-    pub async fn ensure_key(&self, name: &str) -> Result<keys::KeyPair, Error> {
+    /// Makes the provider ready, once.
+    async fn prepare(&self) -> Result<(), Error> {
+        if !lock(&self.session).started {
+            let provider = &self.provider;
+            if self.is_planning() {
+                provider.look_around().await?
+            } else {
+                provider.start().await?
+            }
+            lock(&self.session).started = true;
+        }
+        Ok(())
+    }
+
+    /// Makes the login key exist here and at the provider; with `adopt`, the file of a private key, the provider's
+    /// key of this name is used as it is.
+    pub async fn ensure_key(&self, name: &str, adopt: Option<&Path>) -> Result<keys::KeyPair, Error> {
+        if self.is_planning() {
+            let pair = adopt.map_or_else(|| self.trial_key(name), keys::adopt)?;
+            self.rehearse_key(login_key(name, &pair, adopt)).await?;
+            return Ok(pair);
+        }
         let ledger = self.active().await?;
         let intent = ledger.journal.intend("key_pair", json!({ "name": name }))?;
         let result = async {
-            let pair = keys::ensure(&self.dir.join("keys"), name)?;
-            self.provider.ensure_key(name, &pair.public).await?;
+            let pair = adopt.map_or_else(|| keys::ensure(&self.dir.join("keys"), name), keys::adopt)?;
+            self.provider.ensure_key(&login_key(name, &pair, adopt)).await?;
             Ok(pair)
         };
         let pair = intent.end(result.await, |pair| json!({ "fingerprint": pair.fingerprint }))?;
-        lock(&self.session).key = Some(name.to_owned());
+        let mut session = lock(&self.session);
+        session.run.key = Some(name.to_owned());
+        session.run.identity = adopt.map(|_| pair.path.clone());
         Ok(pair)
     }
 
-    pub async fn ensure_group(&self, name: &str, ingress: &[Ingress]) -> Result<(), Error> {
+    /// Makes the security group have exactly these rules. Returns its id.
+    pub async fn ensure_group(&self, name: &str, ingress: &[Ingress]) -> Result<String, Error> {
+        if self.is_planning() {
+            return self.rehearse_group(name, ingress).await;
+        }
         let ledger = self.active().await?;
         let intent = ledger.journal.intend("security_group", json!({ "name": name, "ingress": ingress }))?;
-        intent.end(self.provider.ensure_group(name, ingress).await, |()| json!(null))
+        let id = intent.end(self.provider.ensure_group(name, ingress).await, |id| json!({ "id": id }))?;
+        lock(&self.session).run.group_ids.insert(name.to_owned(), id.clone());
+        Ok(id)
+    }
+
+    /// The id of the image called `name`; the one that an earlier run found, if any.
+    pub async fn image(&self, name: &str) -> Result<String, Error> {
+        let before = lock(&self.session).run.images.get(name).cloned();
+        let id = self.provider.image(name, before.as_deref()).await?;
+        lock(&self.session).run.images.insert(name.to_owned(), id.clone());
+        Ok(id)
     }
 
     /// Makes the fleet be as wished, except that members to go only go in [`Lab::retire`].
     pub async fn ensure_fleet(&self, wish: &Wish, options: LaunchOptions) -> Result<Fleet, Error> {
+        if self.is_planning() {
+            return self.rehearse_fleet(wish, options).await;
+        }
         let ledger = self.active().await?;
-        let existing = self.provider.list().await?;
-        let plan = wish.plan(&existing);
-        self.check_ceiling(existing.len(), &plan.launch)?;
+        let mut all = self.provider.list().await?;
+        let plan = wish.plan(&all);
+        self.check_limits(&all, wish, &plan.launch)?;
         let mut instances = plan.keep;
         let mut launched = Vec::new();
         if !plan.launch.is_empty() {
-            let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&existing));
+            let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&all));
             let intent = ledger.journal.intend("launch", json!(launch))?;
             let result = self.provider.launch(&launch).await;
             let made = intent.end(result, |made| json!({ "ids": ids(made) }))?;
             launched = made.iter().map(|instance| instance.name.clone()).collect();
+            all.retain(|instance| made.iter().all(|it| it.id != instance.id));
+            all.extend(made.iter().cloned());
+            all.sort_by(|one, other| {
+                (&one.fleet, one.slot, &one.id).cmp(&(&other.fleet, other.slot, &other.id))
+            });
             instances.extend(made);
             instances.sort_by_key(|instance| instance.slot);
         }
         self.note_fleet(wish, options.group, &plan.retire);
-        self.renew_views(&self.provider.list().await?)?;
+        self.renew_views(&all)?;
         Ok(Fleet { instances, launched, retiring: plan.retire })
     }
 
@@ -176,20 +238,45 @@ impl Lab {
         let mut session = lock(&self.session);
         session.fleets.insert(wish.fleet.clone());
         if let Some(group) = group {
-            session.groups.insert(wish.fleet.clone(), group);
+            session.run.groups.insert(wish.fleet.clone(), group);
         }
         session.retiring.extend_from_slice(retire);
     }
 
-    fn check_ceiling(&self, existing: usize, launch: &[u32]) -> Result<(), Error> {
-        let total = existing + launch.len();
-        if launch.is_empty() || total <= self.limits.instances_max {
+    /// Refuses a launch that would make the lab too large or too dear.
+    fn check_limits(&self, existing: &[Instance], wish: &Wish, launch: &[u32]) -> Result<(), Error> {
+        if launch.is_empty() {
             return Ok(());
         }
+        self.check_ceiling(existing.len(), launch)?;
+        let Some(max) = self.limits.hourly_max else { return Ok(()) };
+        let new = launch.iter().map(|_| wish.instance_type.as_str());
+        let types: Vec<_> = existing.iter().map(|it| it.instance_type.as_str()).chain(new).collect();
+        let cost = self.provider.cost(&types);
+        match cost.usd_per_hour {
+            Some(usd) if usd <= max => Ok(()),
+            Some(usd) => Err(Error::provider(format!(
+                "launch {}: the lab would cost {usd:.3} dollars per hour, and the limit is {max}",
+                wish.fleet
+            ))
+            .with_hint("Raise it with --max-hourly if that is meant.")),
+            None => Err(Error::provider(format!("launch {}: {}", wish.fleet, cost.note))
+                .with_hint("With --max-hourly only types of known price can be launched.")),
+        }
+    }
+
+    fn check_ceiling(&self, existing: usize, launch: &[u32]) -> Result<(), Error> {
+        let elsewhere = self.provider.instances_elsewhere();
+        let total = existing + elsewhere + launch.len();
+        let max = self.limits.instances_max.unwrap_or_else(|| self.provider.instances_max());
+        if total <= max {
+            return self.provider.check_total(total);
+        }
+        let others =
+            if elsewhere == 0 { String::new() } else { format!(" here and {elsewhere} outside this lab") };
         let message = format!(
-            "launch {} instances: with the {existing} that exist there would be {total}, and the ceiling is {}",
+            "launch {} instances: with the {existing} that exist{others} there would be {total}, and the ceiling is {max}",
             launch.len(),
-            self.limits.instances_max
         );
         Err(Error::provider(message)
             .with_hint(format!("Raise it with --max-instances {total} if that is meant.")))
@@ -204,6 +291,23 @@ impl Lab {
     /// Every instance of the lab, fresh from the provider.
     pub async fn list(&self) -> Result<Vec<Instance>, Error> {
         self.provider.list().await
+    }
+
+    /// Waits until these run, and renews the views; see [`Provider::wait_running`].
+    pub async fn wait_running(&self, ids: &[String], deadline: Instant) -> Result<Vec<Instance>, Error> {
+        let running = self.provider.wait_running(ids, deadline).await?;
+        self.renew_views(&self.provider.list().await?)?;
+        Ok(running)
+    }
+
+    /// How many instances there are, and what they cost; when planning, how many there would be.
+    pub async fn cost(&self) -> Result<(usize, Cost), Error> {
+        if let Some((rehearsal, cost)) = self.rehearsal() {
+            return Ok((rehearsal.instances.len(), cost));
+        }
+        let instances = self.list().await?;
+        let types: Vec<_> = instances.iter().map(|it| it.instance_type.as_str()).collect();
+        Ok((instances.len(), self.provider.cost(&types)))
     }
 
     /// Takes over the members that this recipe's fleets no longer need, and those of fleets that it does not
@@ -226,6 +330,9 @@ impl Lab {
         if instances.is_empty() {
             return Ok(());
         }
+        if self.is_planning() {
+            return self.rehearse_retirement(instances).await;
+        }
         let ledger = self.active().await?;
         let ids = ids(instances);
         let intent = ledger.journal.intend("terminate", json!({ "ids": ids }))?;
@@ -245,24 +352,24 @@ impl Lab {
 
     /// Writes instances.json, lb.json, run.json and the SSH configuration anew.
     pub fn renew_views(&self, instances: &[Instance]) -> Result<(), Error> {
-        let session = lock(&self.session);
+        if self.is_planning() {
+            return Ok(());
+        }
+        let mut session = lock(&self.session);
+        let run = &mut session.run;
         views::write_json(&self.dir.join("instances.json"), &instances)?;
         let balancer = instances.iter().rev().find(|instance| instance.role.as_deref() == Some("balancer"));
         if let Some(instance) = balancer {
-            let group = session.groups.get(&instance.fleet).map(String::as_str);
+            let group = run.groups.get(&instance.fleet);
+            let group = group.map(|name| run.group_ids.get(name).unwrap_or(name).as_str());
             if let Some(view) = views::BalancerView::of(instance, group) {
                 views::write_json(&self.dir.join("lb.json"), &view)?;
             }
         }
-        let expires_at_s = instances.iter().map(|instance| instance.expires_at_s).max();
-        let lab = lock(&self.ledger).as_ref().map(|ledger| ledger.lab.clone());
-        let run = json!({
-            "format": 1, "lab": lab, "provider": self.provider.name(), "expires_at_s": expires_at_s,
-            "key": session.key, "groups": session.groups,
-        });
-        views::write_json(&self.dir.join("run.json"), &run)?;
-        let identity = keys::path(&self.dir.join("keys"), session.key.as_deref().unwrap_or("lab"));
-        ssh::write_config(&self.dir, instances, &identity)
+        run.expires_at_s = instances.iter().map(|instance| instance.expires_at_s).max();
+        run.write(&self.dir)?;
+        let own = || keys::path(&self.dir.join("keys"), run.key.as_deref().unwrap_or("lab"));
+        ssh::write_config(&self.dir, instances, &run.identity.clone().unwrap_or_else(own))
     }
 
     /// What [`Lab::destroy`] would remove, in words, one line each.
@@ -278,6 +385,10 @@ impl Lab {
     /// Removes everything this lab made except benchmark results. Errors with `Kind::Teardown` and the names of
     /// what is left; the state is then kept for another try.
     pub async fn destroy(&self, keep_bootstrap: bool) -> Result<(), Error> {
+        if self.is_planning() {
+            self.rehearse_destruction(self.remains().await?);
+            return Ok(());
+        }
         let ledger = self.ledger()?;
         let intent = ledger.journal.intend("destroy", json!({ "keep_bootstrap": keep_bootstrap }))?;
         let left = match self.provider.destroy(keep_bootstrap).await {
@@ -318,7 +429,7 @@ impl Lab {
 
 /// What a lab leaves under its state directory, apart from its lock and from benchmark results.
 fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 12] = [
         "instances.json",
         "lb.json",
         "run.json",
@@ -329,6 +440,7 @@ fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
         "keys",
         "logs",
         "local",
+        "ec2",
         "state",
     ];
     NAMES.into_iter().map(|name| dir.join(name))
@@ -363,7 +475,11 @@ fn launch_of(
         .filter(|record| record.phase == Phase::Done && record.step == "launch" && ours(record.of))
         .count();
     let text = format!("{}|{}|{}|{slots:?}|{generation}", ledger.lab, wish.fleet, wish.instance_type);
-    let token = Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let token: String = Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    // The same request again must be the same in every part, or the token is refused.
+    let asked = records.iter().rev().find(|it| it.step == "launch" && it.data["token"] == token.as_str());
+    let asked_s = asked.and_then(|it| it.data["expires_at_s"].as_u64());
+    let expires_at_s = asked_s.filter(|at| *at > epoch_s(SystemTime::now())).unwrap_or(expires_at_s);
     Launch {
         token,
         fleet: wish.fleet.clone(),
@@ -379,14 +495,12 @@ fn launch_of(
     }
 }
 
-fn ids(instances: &[Instance]) -> Vec<String> {
-    instances.iter().map(|instance| instance.id.clone()).collect()
+fn login_key(name: &str, pair: &keys::KeyPair, adopt: Option<&Path>) -> LoginKey {
+    LoginKey { name: name.to_owned(), public: pair.public.clone(), adopt: adopt.is_some() }
 }
 
-/// Whether an instance can be reached: it runs and has an address.
-#[must_use]
-pub fn is_running(instance: &Instance) -> bool {
-    instance.state == State::Running && instance.public_ip.is_some()
+fn ids(instances: &[Instance]) -> Vec<String> {
+    instances.iter().map(|instance| instance.id.clone()).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -396,6 +510,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use crate::provider::State;
 
     /// A running instance with a recognisable id.
     pub(crate) fn instance(fleet: &str, slot: u32, instance_type: &str, cluster: Option<&str>) -> Instance {
