@@ -5,7 +5,8 @@
 //! is for an operator, not for load.
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,13 +33,9 @@ impl Drop for Admin {
 /// Opens the socket at `path` and serves it on a thread. A socket that nobody listens on any more is replaced.
 pub(crate) fn open(path: &Path, shared: Arc<Shared>) -> Result<Admin, StartError> {
     let failed = |problem: String| StartError::Admin { path: path.to_owned(), problem };
-    if path.exists() {
-        if UnixStream::connect(path).is_ok() {
-            return Err(failed("another balancer answers there; give each its own `admin`".to_owned()));
-        }
-        std::fs::remove_file(path).map_err(|error| failed(error.to_string()))?;
-    }
-    let listener = bind(path).map_err(|error| failed(error.to_string()))?;
+    let place = Place::of(path).map_err(|error| failed(error.to_string()))?;
+    clear(path, &place).map_err(failed)?;
+    let listener = bind(&place).map_err(|error| failed(error.to_string()))?;
     let admin = Admin(path.to_owned());
     std::thread::Builder::new()
         .name("admin".to_owned())
@@ -52,13 +49,50 @@ pub(crate) fn open(path: &Path, shared: Arc<Shared>) -> Result<Admin, StartError
     Ok(admin)
 }
 
+/// A way to a socket's path that fits in an address, which holds 107 bytes; labs lie in deep folders.
+struct Place {
+    path: PathBuf,
+    /// Open while `path` leads through its descriptor.
+    _folder: Option<OwnedFd>,
+}
+
+impl Place {
+    const BYTES_MAX: usize = 107;
+
+    fn of(path: &Path) -> io::Result<Self> {
+        if path.as_os_str().len() <= Self::BYTES_MAX {
+            return Ok(Self { path: path.to_owned(), _folder: None });
+        }
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty())?;
+        let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+        Ok(Self { path, _folder: Some(folder) })
+    }
+}
+
+/// Removes a socket that a dead balancer left. Anything else at `path` is not ours to remove.
+fn clear(path: &Path, place: &Place) -> Result<(), String> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.to_string()),
+        Ok(found) if !found.file_type().is_socket() => Err("something that is no socket is there".to_owned()),
+        Ok(_) if UnixStream::connect(&place.path).is_ok() => {
+            Err("another balancer answers there; give each its own `admin`".to_owned())
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(|error| error.to_string()),
+    }
+}
+
 /// The file is never there with other permissions than 0600: it is made under a mask, before anybody can connect.
-fn bind(path: &Path) -> io::Result<UnixListener> {
+fn bind(place: &Place) -> io::Result<UnixListener> {
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
+    let listener = UnixListener::bind(&place.path);
     rustix::process::umask(before);
     let listener = listener?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(&place.path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 

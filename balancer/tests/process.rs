@@ -363,6 +363,39 @@ fn missing_configuration_is_named() {
     assert!(stderr(&output).contains("/nowhere.json"), "{}", stderr(&output));
 }
 
+/// Starts on a configuration at `path` and reads the status, or gives what the program said.
+fn start_at(path: &Path, config: &Value) -> Result<(), String> {
+    std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+    std::fs::write(path, config.to_string()).expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balancer"));
+    let mut child =
+        command.arg("--config").arg(path).stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let mut log = std::io::BufReader::new(child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    while !said.contains("listening on")
+        && std::io::BufRead::read_line(&mut log, &mut said).expect("its log") > 0
+    {}
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    if said.contains("listening on") { Ok(()) } else { Err(said) }
+}
+
+#[test]
+fn admin_socket_fits_in_a_deep_folder_and_replaces_only_a_dead_socket() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let deep = directory.path().join("a-folder-with-a-long-name/".repeat(8)).join("balancer.json");
+    let config = config_over(&[], json!({}));
+    assert_eq!(start_at(&deep, &config), Ok(()));
+    let socket = deep.with_file_name("balancer.json.sock");
+    assert!(socket.exists(), "killed, it left its socket");
+    assert_eq!(start_at(&deep, &config), Ok(()));
+    std::fs::remove_file(&socket).expect("removed");
+    std::fs::write(&socket, "precious").expect("written");
+    let refused = start_at(&deep, &config).expect_err("a file that is no socket");
+    assert!(refused.contains("no socket"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&socket).expect("still there"), "precious");
+}
+
 #[test]
 fn inherited_listener_is_used() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -1,7 +1,7 @@
 //! What can go wrong, in one type: the kind decides the exit code, the message names the operation and the
 //! thing, the hint says what to do.
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
 use rhai::{Dynamic, EvalAltResult, Map, Position};
 
@@ -147,12 +147,36 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// How a failure reaches a recipe: as a map that it can catch, with `kind`, `message`, `hint` and `detail`. An
-/// interruption cannot be caught. The call's position is filled in by the engine.
+thread_local! {
+    static CALL: Cell<Position> = const { Cell::new(Position::NONE) };
+}
+
+/// Where in a recipe the function was called that this thread carries out, until it is dropped. The engine fills in
+/// the place of a failed method call by itself, but not that of a module's function.
+#[derive(Debug)]
+#[must_use = "the place is forgotten when this is dropped"]
+pub struct CallAt {
+    before: Position,
+}
+
+impl CallAt {
+    pub fn new(position: Position) -> Self {
+        Self { before: CALL.replace(position) }
+    }
+}
+
+impl Drop for CallAt {
+    fn drop(&mut self) {
+        CALL.set(self.before);
+    }
+}
+
+/// How a failure reaches a recipe: as a map that it can catch, with `kind`, `message`, `hint` and `detail`, and the
+/// place of the call. An interruption cannot be caught.
 impl From<Error> for Box<EvalAltResult> {
     fn from(error: Error) -> Self {
         if error.kind == Kind::Interrupted {
-            return Self::new(EvalAltResult::ErrorTerminated(error.message.into(), Position::NONE));
+            return Self::new(EvalAltResult::ErrorTerminated(error.message.into(), CALL.get()));
         }
         let text = |value: Option<String>| value.map_or(Dynamic::UNIT, Dynamic::from);
         let map = Map::from([
@@ -161,7 +185,7 @@ impl From<Error> for Box<EvalAltResult> {
             ("hint".into(), text(error.hint)),
             ("detail".into(), text(error.detail)),
         ]);
-        Self::new(EvalAltResult::ErrorRuntime(map.into(), Position::NONE))
+        Self::new(EvalAltResult::ErrorRuntime(map.into(), CALL.get()))
     }
 }
 

@@ -123,10 +123,14 @@ fn called(name: &str, file: &str, position: Position) -> String {
 }
 
 fn place(recipe: &Recipe, file: &str, position: Position) -> Option<Place> {
-    let line = position.line()?;
-    let text = recipe.read(&recipe.path_of(file)).ok();
-    let text = text.and_then(|text| text.lines().nth(line - 1).map(str::to_owned));
-    Some(Place { file: file.to_owned(), line, column: position.position().unwrap_or(1), text })
+    let (mut line, mut column) = (position.line()?, position.position().unwrap_or(1));
+    let whole = recipe.read(&recipe.path_of(file)).unwrap_or_default();
+    let mut text = whole.lines().nth(line - 1);
+    // What is unfinished is noticed behind the last line; then that line's end is shown.
+    if let (None, Some((last, end))) = (text, whole.lines().enumerate().last()) {
+        (line, column, text) = (last + 1, end.chars().count() + 1, Some(end));
+    }
+    Some(Place { file: file.to_owned(), line, column, text: text.map(str::to_owned) })
 }
 
 fn lower_first(text: &str) -> String {

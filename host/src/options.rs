@@ -13,7 +13,7 @@ pub struct OptionDoc {
     pub doc: &'static str,
 }
 
-/// A struct that is decoded from an options map. Made by [`options_map!`].
+/// A struct that is decoded from an options map. Made by `options_map!`.
 pub trait Options: DeserializeOwned {
     const OPTIONS: &'static [OptionDoc];
 }

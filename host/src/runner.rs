@@ -1,18 +1,11 @@
 //! Runs one recipe: check it, give the engine a thread of its own, and stay here for Ctrl-C and the time limit.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, task::Poll, time::Duration};
 
 use rhai::{Dynamic, Engine};
 use tokio::{
     runtime::Runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
 };
 use tokio_util::sync::CancellationToken;
@@ -74,15 +67,19 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome,
     run.strict = options.strict;
     let run = Arc::new(run);
     attach(&mut engine, &run);
-    let result = supervise(&runtime, options, &run, engine, recipe);
-    runtime.block_on(run.close());
-    if let Err(problem) = &result
-        && problem.kind == Kind::Interrupted
-    {
-        runtime.block_on(say_what_exists(&run));
+    let mut signals = Signals::watch(&runtime);
+    let ended = supervise(&runtime, &mut signals, options, &run, engine, recipe);
+    if let Some(result) = &ended {
+        runtime.block_on(async {
+            tokio::select! {
+                () = wind_up(&run, result) => {}
+                () = signals.next() => {}
+            }
+        });
     }
     // Whatever still runs in the background is abandoned rather than waited for.
     runtime.shutdown_background();
+    let result = ended.unwrap_or_else(interrupted);
     result.map(|()| outcome(&run, options)).map_err(|problem| vec![problem])
 }
 
@@ -91,6 +88,18 @@ fn outcome(run: &Run, options: &Options) -> Outcome {
     let Some((rehearsal, cost)) = run.lab.rehearsal() else { return Outcome::Done };
     ui::plan::show(&run.ui, &rehearsal, &cost, options.ttl, |kind| run.lab.provider().vcpus(kind));
     if rehearsal.has_changes() { Outcome::WouldChange } else { Outcome::Done }
+}
+
+fn interrupted() -> Result<(), Problem> {
+    Err(script::interrupted().into())
+}
+
+/// What follows the recipe's end, whatever that was.
+async fn wind_up(run: &Run, result: &Result<(), Problem>) {
+    run.close().await;
+    if result.as_ref().is_err_and(|problem| problem.kind == Kind::Interrupted) {
+        say_what_exists(run).await;
+    }
 }
 
 fn one(error: Error) -> Vec<Problem> {
@@ -155,13 +164,16 @@ fn execute(engine: &Engine, recipe: &Recipe, run: &Run) -> Result<(), Problem> {
     script::wrap_up(run).map_err(Problem::from)
 }
 
+/// Lets the recipe run until it ends, the time is over or a signal comes. `None` when a second signal has come: then
+/// nothing may be waited for any more.
 fn supervise(
     runtime: &Runtime,
+    signals: &mut Signals,
     options: &Options,
     run: &Arc<Run>,
     engine: Engine,
     recipe: Arc<Recipe>,
-) -> Result<(), Problem> {
+) -> Option<Result<(), Problem>> {
     let (send, mut ended) = oneshot::channel();
     let worker = Arc::clone(run);
     let thread = std::thread::Builder::new().name("recipe".to_owned()).stack_size(STACK_BYTES);
@@ -175,35 +187,36 @@ fn supervise(
         });
         let _ = send.send(result);
     });
-    started.context(Kind::Internal, || "start the engine's thread".to_owned())?;
-    let timed_out = AtomicBool::new(false);
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = &mut ended => return result.ok(),
-            () = signalled(run) => {}
-            () = tokio::time::sleep(options.time_limit.0) => timed_out.store(true, Ordering::Relaxed),
+    if let Err(cause) = started {
+        return Some(Err(Error::internal(format!("start the engine's thread: {cause}")).into()));
+    }
+    runtime.block_on(async {
+        let is_late = tokio::select! {
+            result = &mut ended => return Some(result.unwrap_or_else(|_| interrupted())),
+            () = signals.next() => false,
+            () = tokio::time::sleep(options.time_limit.0) => true,
+        };
+        if !is_late {
+            say_what_is_awaited(run);
         }
         run.cancel.cancel();
-        tokio::select! {
+        let result = tokio::select! {
             result = tokio::time::timeout(END_WITHIN, &mut ended) => result.ok().and_then(Result::ok),
-            () = signalled_again() => None,
-        }
-    });
-    let interrupted = || Err(script::interrupted().into());
-    let result = result.unwrap_or_else(interrupted);
-    if timed_out.into_inner() && result.as_ref().is_err_and(|problem| problem.kind == Kind::Interrupted) {
-        let error = Error::new(
-            Kind::Interrupted,
-            format!("the recipe took longer than its time limit of {}", options.time_limit),
-        );
-        return Err(error.with_hint("Allow more with --time-limit, for example --time-limit 2h.").into());
-    }
-    result
+            () = signals.next() => return None,
+        };
+        let result = result.unwrap_or_else(interrupted);
+        let is_interrupted = result.as_ref().is_err_and(|problem| problem.kind == Kind::Interrupted);
+        Some(if is_late && is_interrupted { Err(too_long(options)) } else { result })
+    })
 }
 
-/// Returns at the first SIGINT, SIGTERM or SIGHUP, and says what is still waited for.
-async fn signalled(run: &Run) {
-    any_signal().await;
+fn too_long(options: &Options) -> Problem {
+    let message = format!("the recipe took longer than its time limit of {}", options.time_limit);
+    let hint = "Allow more with --time-limit, for example --time-limit 2h.";
+    Error::new(Kind::Interrupted, message).with_hint(hint).into()
+}
+
+fn say_what_is_awaited(run: &Run) {
     let waiting = run.waiting_for().map_or_else(
         || "ending remote commands".to_owned(),
         |what| format!("waiting for {what}, at most 30 s, so that it is recorded"),
@@ -211,19 +224,23 @@ async fn signalled(run: &Run) {
     run.ui.warn(&format!("interrupted: {waiting}; Ctrl-C again ends at once"));
 }
 
-async fn signalled_again() {
-    any_signal().await;
-}
+/// SIGINT, SIGTERM and SIGHUP. None that comes while this lives is missed.
+struct Signals(Vec<Signal>);
 
-async fn any_signal() {
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-    let mut waiting = tokio::task::JoinSet::new();
-    for mut stream in kinds.into_iter().filter_map(|kind| signal(kind).ok()) {
-        waiting.spawn(async move {
-            stream.recv().await;
-        });
+impl Signals {
+    fn watch(runtime: &Runtime) -> Self {
+        let _inside = runtime.enter();
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        Self(kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect())
     }
-    waiting.join_next().await;
+
+    async fn next(&mut self) {
+        std::future::poll_fn(|context| {
+            let has_come = self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+            if has_come { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
 }
 
 /// After an interruption: what there is, and the two ways to go on.

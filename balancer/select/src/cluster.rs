@@ -23,6 +23,7 @@ pub enum Outcome {
 pub struct Ticket {
     backend: usize,
     picked_at: Instant,
+    answered_at: Option<Instant>,
     in_flight_before: u32,
 }
 
@@ -36,6 +37,18 @@ impl Ticket {
     #[must_use]
     pub fn picked_at(&self) -> Instant {
         self.picked_at
+    }
+
+    /// Notes that a long answer has begun. Its latency is measured up to here: how fast the rest moves depends on
+    /// the client as well, and a slow client must not look like a slow backend. The first note counts.
+    pub fn answered(&mut self, now: Instant) {
+        self.answered_at.get_or_insert(now);
+    }
+
+    /// From the choice to the answer, or to `now` if no answer was noted.
+    #[must_use]
+    pub fn latency(&self, now: Instant) -> Duration {
+        self.answered_at.unwrap_or(now).saturating_duration_since(self.picked_at)
     }
 }
 
@@ -142,7 +155,7 @@ impl Cluster {
             several => self.policy.choose(&self.view, several, now),
         };
         let in_flight_before = self.view.backends[backend].enter();
-        Some(Ticket { backend, picked_at: now, in_flight_before })
+        Some(Ticket { backend, picked_at: now, answered_at: None, in_flight_before })
     }
 
     /// Takes the request off its backend and learns from its outcome; [`Outcome::Cancelled`] leaves no trace.
@@ -154,7 +167,7 @@ impl Cluster {
         match outcome {
             Outcome::Cancelled => {}
             Outcome::Success => {
-                let latency = now.saturating_duration_since(ticket.picked_at).as_nanos() as f64;
+                let latency = ticket.latency(now).as_nanos() as f64;
                 let share = latency / f64::from(ticket.in_flight_before + 1);
                 backend.averages().learn(Some(share), now_ns);
                 backend.succeeded(self.view.ejection.time_max, now_ns);

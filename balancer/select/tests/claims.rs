@@ -252,6 +252,17 @@ fn request_counts_from_the_decision_until_it_is_finished() {
 }
 
 #[test]
+fn slow_client_of_a_long_answer_does_not_make_its_backend_slow() {
+    let (mut cluster, start) = backends(1, Ejection::default(), PolicyKind::ExpectedLatency);
+    let mut ticket = cluster.pick(start).expect("up");
+    ticket.answered(start + 2 * MS);
+    ticket.answered(start + SECOND);
+    cluster.finish(ticket, Outcome::Success, start + 60 * SECOND);
+    let estimate = cluster.view().backends()[0].estimate(start + 60 * SECOND);
+    assert_eq!(estimate.latency_per_request_ns, 2e6);
+}
+
+#[test]
 fn failures_in_a_row_eject_and_the_time_doubles() {
     let (mut cluster, start) = backends(4, Ejection::default(), PolicyKind::RoundRobin);
     fail_in_a_row(&mut cluster, 2, 5, start);

@@ -116,6 +116,7 @@ async fn carry(
         let reusable = clean && complete && head.upstream_persists;
         return Ok(Carried { reply: Reply::Send(sending, then(expected.meta, &head, complete)), reusable });
     }
+    flight.answered();
     // A streamed request has its place already.
     let streaming = if expected.whole { thread.stream(expected.config.limits.bodies) } else { None };
     if expected.whole && streaming.is_none() {

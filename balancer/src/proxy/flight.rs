@@ -70,13 +70,19 @@ impl<'a> Flight<'a> {
         self.site.pickers[self.cluster].borrow_mut().pool.sweep(0, |backend| backend != self.backend);
     }
 
+    /// Notes that a long answer has begun, which is where its latency ends.
+    pub(crate) fn answered(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.answered(clock::now());
+        }
+    }
+
     /// Takes the request off its backend and notes how it ended. The first outcome counts.
     pub(crate) fn finish(&mut self, outcome: Outcome) {
         let Some(ticket) = self.ticket.take() else { return };
         let now = clock::now();
         if outcome != Outcome::Cancelled {
-            let latency = now.saturating_duration_since(ticket.picked_at());
-            self.member().stats.record(outcome == Outcome::Failure, latency);
+            self.member().stats.record(outcome == Outcome::Failure, ticket.latency(now));
         }
         self.site.pickers[self.cluster].borrow_mut().cluster.finish(ticket, outcome, now);
     }

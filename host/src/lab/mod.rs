@@ -217,9 +217,7 @@ impl Lab {
         let mut launched = Vec::new();
         if !plan.launch.is_empty() {
             let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&all));
-            let intent = ledger.journal.intend("launch", json!(launch))?;
-            let result = self.provider.launch(&launch).await;
-            let made = intent.end(result, |made| json!({ "ids": ids(made) }))?;
+            let made = self.launch(&ledger, launch).await?;
             launched = made.iter().map(|instance| instance.name.clone()).collect();
             all.retain(|instance| made.iter().all(|it| it.id != instance.id));
             all.extend(made.iter().cloned());
@@ -232,6 +230,23 @@ impl Lab {
         self.note_fleet(wish, options.group, &plan.retire);
         self.renew_views(&all)?;
         Ok(Fleet { instances, launched, retiring: plan.retire })
+    }
+
+    /// Launches, recorded. A token whose instances are gone by now is spent: the launch is made with the next one.
+    async fn launch(&self, ledger: &Ledger, mut launch: Launch) -> Result<Vec<Instance>, Error> {
+        const TOKENS_MAX: u32 = 5;
+        for _ in 0..TOKENS_MAX {
+            let intent = ledger.journal.intend("launch", json!(launch))?;
+            let made = intent.end(self.provider.launch(&launch).await, |made| json!({ "ids": ids(made) }))?;
+            if made.iter().all(plan::is_alive) {
+                return Ok(made);
+            }
+            launch.token = token(&[&launch.token, "next"]);
+        }
+        Err(Error::provider(format!(
+            "launch of {}: its instances end as soon as they are made",
+            launch.fleet
+        )))
     }
 
     fn note_fleet(&self, wish: &Wish, group: Option<String>, retire: &[(Instance, String)]) {
@@ -474,8 +489,8 @@ fn launch_of(
         .iter()
         .filter(|record| record.phase == Phase::Done && record.step == "launch" && ours(record.of))
         .count();
-    let text = format!("{}|{}|{}|{slots:?}|{generation}", ledger.lab, wish.fleet, wish.instance_type);
-    let token: String = Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let (slots_text, generation) = (format!("{slots:?}"), generation.to_string());
+    let token = token(&[&ledger.lab, &wish.fleet, &wish.instance_type, &slots_text, &generation]);
     // The same request again must be the same in every part, or the token is refused.
     let asked = records.iter().rev().find(|it| it.step == "launch" && it.data["token"] == token.as_str());
     let asked_s = asked.and_then(|it| it.data["expires_at_s"].as_u64());
@@ -497,6 +512,11 @@ fn launch_of(
 
 fn login_key(name: &str, pair: &keys::KeyPair, adopt: Option<&Path>) -> LoginKey {
     LoginKey { name: name.to_owned(), public: pair.public.clone(), adopt: adopt.is_some() }
+}
+
+/// 32 hexadecimal digits that follow from these parts.
+fn token(parts: &[&str]) -> String {
+    Sha256::digest(parts.join("|")).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn ids(instances: &[Instance]) -> Vec<String> {

@@ -48,10 +48,8 @@ impl Wish {
     #[must_use]
     pub fn plan(&self, existing: &[Instance]) -> FleetPlan {
         let mut plan = FleetPlan::default();
-        let mut members: Vec<_> = existing
-            .iter()
-            .filter(|instance| instance.fleet == self.fleet && is_alive(instance.state))
-            .collect();
+        let mut members: Vec<_> =
+            existing.iter().filter(|instance| instance.fleet == self.fleet && is_alive(instance)).collect();
         // The newest first, so that after an interrupted replacement the newer one stays.
         members.sort_by_key(|instance| {
             (instance.slot, std::cmp::Reverse(instance.launched_at_s), instance.id.clone())
@@ -75,8 +73,9 @@ impl Wish {
     }
 }
 
-fn is_alive(state: State) -> bool {
-    !matches!(state, State::Terminated | State::ShuttingDown)
+/// Whether it is there or will be.
+pub(super) fn is_alive(instance: &Instance) -> bool {
+    !matches!(instance.state, State::Terminated | State::ShuttingDown)
 }
 
 #[cfg(test)]

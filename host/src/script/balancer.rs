@@ -17,6 +17,9 @@ type Raw<T> = Result<T, Box<EvalAltResult>>;
 /// How long a balancer may take to show its status.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
+/// The most header fields that may_minihttp reads; with more it closes the connection without an answer.
+const WORKER_FIELDS_MAX: u16 = 16;
+
 options_map! {
     /// Options of `balancer::config`; what is left out has the balancer's own default.
     #[derive(Default)]
@@ -38,9 +41,13 @@ options_map! {
         timeouts: Option<Value>,
         #[serde(default)]
         limits: Option<Value>,
-        /// Request fields that are not sent to workers, by name or `prefix-*` (default: what browsers add).
+        /// Request fields that are not sent to workers: a list of names and prefixes (`"sec-*"`), or `"browser"` for what
+        /// browsers add (the default, because may_minihttp takes 16 fields).
         #[serde(default)]
-        fields_not_forwarded: Option<Vec<String>>,
+        fields_not_forwarded: Option<Value>,
+        /// The most request fields that a worker takes; a request with more is answered 431 (default: 16).
+        #[serde(default)]
+        fields_max: Option<u16>,
     }
 }
 
@@ -66,17 +73,11 @@ fn config_text(listen: &Host, workers: &[Host], config: Config) -> Result<String
     if clusters.is_empty() {
         return Err(Error::new(Kind::Recipe, "balancer::config: no workers were given"));
     }
-    let not_forwarded = config.fields_not_forwarded;
-    let clusters: serde_json::Map<_, _> = clusters
-        .into_iter()
-        .map(|(name, backends)| {
-            let mut cluster = json!({ "backends": backends });
-            if let Some(fields) = &not_forwarded {
-                cluster["fields_not_forwarded"] = json!(fields);
-            }
-            (name.to_owned(), cluster)
-        })
-        .collect();
+    let not_forwarded = config.fields_not_forwarded.unwrap_or_else(|| "browser".into());
+    let fields_max = config.fields_max.unwrap_or(WORKER_FIELDS_MAX);
+    let cluster = |backends| json!({ "backends": backends, "fields_not_forwarded": not_forwarded, "fields_max": fields_max });
+    let clusters: serde_json::Map<_, _> =
+        clusters.into_iter().map(|(name, backends)| (name.to_owned(), cluster(backends))).collect();
     let mut whole =
         json!({ "listen": super::service::address(listen, listen.0.http_port)?, "clusters": clusters });
     let optional = [
@@ -167,14 +168,15 @@ mod functions {
     /// The text of a configuration for the balancer on `host`, with the workers in their clusters and all else at
     /// its default. Write it with `host.write("balancer.json", ...)`.
     #[rhai_fn(return_raw)]
-    pub fn config(host: Host, workers: Array) -> Raw<String> {
-        config_with(host, workers, Map::new())
+    pub fn config(context: NativeCallContext, host: Host, workers: Array) -> Raw<String> {
+        config_with(context, host, workers, Map::new())
     }
 
     /// As `config`, with options `port` (of the workers), `policy`, `threads`, `probe`, `timeouts`, `limits` and
     /// `fields_not_forwarded`.
     #[rhai_fn(name = "config", return_raw)]
-    pub fn config_with(host: Host, workers: Array, options: Map) -> Raw<String> {
+    pub fn config_with(context: NativeCallContext, host: Host, workers: Array, options: Map) -> Raw<String> {
+        let _run = run(&context)?;
         let options: Config = options::decode("balancer::config", options)?;
         Ok(config_text(&host, &fleet::hosts_of(workers)?, options)?)
     }

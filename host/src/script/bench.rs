@@ -95,13 +95,15 @@ mod functions {
 
     /// The reports as a table for the terminal.
     #[rhai_fn(return_raw)]
-    pub fn table(reports: Array) -> Raw<String> {
+    pub fn table(context: NativeCallContext, reports: Array) -> Raw<String> {
+        let _run = run(&context)?;
         Ok(bench::table(&reports_of(reports)?).trim_end().to_owned())
     }
 
     /// Sets reports side by side against the first: ratios of rate, p50 and p99, and a sentence each.
     #[rhai_fn(return_raw)]
-    pub fn compare(reports: Array) -> Raw<Dynamic> {
+    pub fn compare(context: NativeCallContext, reports: Array) -> Raw<Dynamic> {
+        let _run = run(&context)?;
         to_map(&bench::compare(&reports_of(reports)?))
     }
 

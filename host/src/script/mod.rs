@@ -7,6 +7,7 @@
 #![expect(unreachable_pub, reason = "Rhai's plugin modules export exactly the functions that are `pub`")]
 
 use std::{
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,7 +16,7 @@ use std::{
 use rhai::{Engine, NativeCallContext};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, Kind, lab::Lab, ui::Ui};
+use crate::{Error, Kind, error::CallAt, lab::Lab, ui::Ui};
 
 pub mod args;
 mod balancer;
@@ -145,12 +146,28 @@ pub fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "interrupted")
 }
 
-/// The run that a script function belongs to.
-fn run(context: &NativeCallContext<'_>) -> Result<Arc<Run>, Error> {
-    context
+/// The run that a script function belongs to. While it lives, failures carry the place of the call.
+struct Current {
+    run: Arc<Run>,
+    _call: CallAt,
+}
+
+impl Deref for Current {
+    type Target = Arc<Run>;
+
+    fn deref(&self) -> &Arc<Run> {
+        &self.run
+    }
+}
+
+/// The run of this call. Every function of a module asks for it first.
+fn run(context: &NativeCallContext<'_>) -> Result<Current, Error> {
+    let call = CallAt::new(context.call_position());
+    let run = context
         .tag()
         .and_then(|tag| tag.read_lock::<Shared>().map(|shared| Arc::clone(&shared.0)))
-        .ok_or_else(|| Error::internal("this engine only checks recipes, it cannot run them"))
+        .ok_or_else(|| Error::internal("this engine only checks recipes, it cannot run them"))?;
+    Ok(Current { run, _call: call })
 }
 
 /// Registers all modules and types.

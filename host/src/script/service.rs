@@ -115,6 +115,7 @@ pub(super) fn logs(context: &NativeCallContext<'_>, host: Host, service: &str, o
 impl Service {
     async fn ensure_on(&self, session: &Session, host: &Host) -> Result<Ensured, Error> {
         let definition = self.definition(session, host).await?;
+        self.check_place_is_free(session, host).await?;
         let apply = Command {
             line: format!("labhost-service apply {}", quote(&self.name)),
             stdin: Some(definition.to_string().into_bytes()),
@@ -146,15 +147,37 @@ impl Service {
         }))
     }
 
+    /// Errors when somebody answers in the service's place before it runs: afterwards, an answer could not be told
+    /// from its own.
+    async fn check_place_is_free(&self, session: &Session, host: &Host) -> Result<(), Error> {
+        let Some(path) = &self.ready else { return Ok(()) };
+        let address = self.address_on(host)?;
+        if self.state(session).await?.as_deref() == Some("running")
+            || !session.answers(address, path, 200).await?
+        {
+            return Ok(());
+        }
+        let message = format!(
+            "service {} on {}: its address {address} is in use: another program answers there",
+            self.name, host.0.name
+        );
+        Err(Error::host(message)
+            .with_hint(format!("Find it with `ss -ltnp 'sport = :{}'`, and end it.", address.port())))
+    }
+
+    fn address_on(&self, host: &Host) -> Result<SocketAddr, Error> {
+        address(host, self.port.unwrap_or(host.0.http_port))
+    }
+
     /// Waits until the service answers, it has died, or the time is over.
     async fn wait_ready(&self, session: &Session, host: &Host, path: &str) -> Result<(), Error> {
         let within = self.timeout.map_or(READY_WITHIN, |timeout| timeout.0);
         let deadline = Instant::now() + within;
-        let address = address(host, self.port.unwrap_or(host.0.http_port))?;
+        let address = self.address_on(host)?;
         loop {
             let slice = READY_SLICE.min(deadline.saturating_duration_since(Instant::now()));
             let answered = session.wait_http(address, path, 200, slice).await;
-            let state = self.state(session).await?;
+            let state = self.state(session).await?.unwrap_or_else(|| "gone".to_owned());
             let reason = match (&answered, state.as_str()) {
                 (Ok(_), "running") => return Ok(()),
                 (Err(error), _) if error.kind == Kind::Interrupted => return Err(error.clone()),
@@ -170,10 +193,14 @@ impl Service {
         }
     }
 
-    async fn state(&self, session: &Session) -> Result<String, Error> {
+    /// `None` when the host does not have the service.
+    async fn state(&self, session: &Session) -> Result<Option<String>, Error> {
         let line = format!("labhost-service status {}", quote(&self.name));
-        let output = session.run(&Command { line, check: true, ..Command::default() }).await?;
-        Ok(answer(&output.stdout)?["state"].as_str().unwrap_or("unknown").to_owned())
+        let output = session.run(&Command { line, check: false, ..Command::default() }).await?;
+        if output.code != 0 {
+            return Ok(None);
+        }
+        Ok(Some(answer(&output.stdout)?["state"].as_str().unwrap_or("unknown").to_owned()))
     }
 
     async fn not_ready(&self, session: &Session, host: &Host, reason: &str) -> Error {

@@ -18,13 +18,13 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::{net::UnixStream, process, time::Instant};
+use tokio::{process, time::Instant};
 
-use super::config;
+use super::{config, keeper::Keeper};
 use crate::{Error, Kind, error::Context, provider::Instance, units::Span};
 
-/// A master that nobody is connected to ends by itself after this many seconds: what a killed labhost leaves
-/// behind is soon gone. While labhost lives it holds a connection to the master, so the time never begins.
+/// A master that nobody is connected to ends by itself after this many seconds, should its keeper have failed.
+/// While labhost lives it holds a connection to the master, so the time never begins.
 const IDLE_MAX_S: u32 = 10;
 /// Waits between attempts double from the first to the last: a local server answers within the first few, a
 /// booting machine is not flooded. One attempt costs about 10 ms of CPU.
@@ -41,8 +41,7 @@ const STALE_AFTER: Duration = Duration::from_secs(600);
 
 pub(crate) struct Master {
     pub(crate) mux: openssh::Session,
-    /// Keeps the master from counting itself idle, as long as this process lives.
-    pub(crate) keeper: UnixStream,
+    pub(crate) keeper: Keeper,
 }
 
 /// Attempts until there is a login, the deadline has passed, or the failure is one that waiting does not cure.
@@ -99,7 +98,7 @@ async fn attempt(instance: &Instance, config: &Path, control_dir: &Path) -> Resu
         let log = fs::read(directory.path().join("log")).unwrap_or_default();
         return Err(judge(instance, &String::from_utf8_lossy(&log)));
     }
-    let keeper = UnixStream::connect(directory.path().join("master")).await;
+    let keeper = Keeper::start(directory.path()).await;
     let mux = openssh::Session::new_native_mux(directory);
     let keeper = keeper.map_err(|error| Failure::Again(format!("the connection ended at once ({error})")))?;
     Ok(Master { mux, keeper })

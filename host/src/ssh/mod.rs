@@ -14,7 +14,7 @@ use std::{
 };
 
 use openssh::Stdio;
-use tokio::{net::UnixStream, sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Error, Kind, provider::Instance};
@@ -23,6 +23,7 @@ mod capture;
 mod command;
 mod config;
 mod files;
+mod keeper;
 mod master;
 mod quote;
 mod ready;
@@ -37,6 +38,7 @@ pub use running::Stream;
 
 use capture::{Capture, Lines};
 use command::{last_lines, shown, too_late};
+use keeper::Keeper;
 use running::{Input, Running, Sink};
 use trailer::Ending;
 
@@ -72,7 +74,7 @@ struct Inner {
 
 struct Mux {
     session: Arc<openssh::Session>,
-    _keeper: UnixStream,
+    _keeper: Keeper,
 }
 
 impl Inner {

@@ -15,7 +15,8 @@ const ANSWER_MAX_S: u32 = 2;
 
 /// Prints `status N` or a reason each time what it sees changes, and exits 0 at the wanted status.
 ///
-/// Variables set before: `h` host, `p` port, `t` path, `w` wanted status, `o` poll, `a` answer's limit.
+/// Variables set before: `h` host, `p` port, `t` path, `w` wanted status, `o` poll, `a` answer's limit, `f` 1 when
+/// the first look decides (exit 10 is no).
 /// bash's /dev/tcp needs no other program: one poll costs a tenth of what starting curl does, which matters when
 /// nine hosts share two cores. Its `read` on a pipe that stays silent is a sleep without a process.
 const WITH_BASH: &str = r#"
@@ -35,6 +36,7 @@ while :; do
     y=$( (exec 3<>"/dev/tcp/$h/$p") 2>&1 ); y=${y##*: }
     case $y in *'No such file'*) exit 9 ;; '') ;; *) say "$y" ;; esac
   fi
+  [ $f = 1 ] && exit 10
   n
 done
 "#;
@@ -45,7 +47,7 @@ while :; do
   c=$(curl -s -o /dev/null -m $a -w '%{http_code}' "$u"); e=$?
   case $c in 000|'') l="no answer (curl exit $e)"; [ $e = 7 ] && l='connection refused' ;; *) l="status $c" ;; esac
   [ "$l" = "$s" ] || printf '%s\n' "$l"; s=$l
-  [ "$c" = "$w" ] && exit 0; sleep $o
+  [ "$c" = "$w" ] && exit 0; [ $f = 1 ] && exit 10; sleep $o
 done
 "#;
 
@@ -58,16 +60,18 @@ while :; do
     ,*refused*) l='connection refused' ;; ,*) l='no answer' ;; *) l="status $c" ;;
   esac
   [ "$l" = "$s" ] || printf '%s\n' "$l"; s=$l
-  [ "$c" = "$w" ] && exit 0; sleep $o
+  [ "$c" = "$w" ] && exit 0; [ $f = 1 ] && exit 10; sleep $o
 done
 "#;
 
 /// Exit status when the host has nothing to ask with.
 const NO_TOOL: i32 = 8;
+/// Exit status of a single look that did not see the wanted status.
+const NOT_NOW: i32 = 10;
 
-fn poll_script(address: SocketAddr, path: &str, status: u16) -> String {
+fn poll_script(address: SocketAddr, path: &str, status: u16, is_once: bool) -> String {
     format!(
-        "h={} p={} t={} w={status} o={POLL} a={ANSWER_MAX_S} u={}; export h p t w o a u\n\
+        "h={} p={} t={} w={status} o={POLL} a={ANSWER_MAX_S} u={} f={}; export h p t w o a u f\n\
          if command -v bash >/dev/null; then bash -c {}; r=$?; [ $r = 9 ] || exit $r; fi\n\
          if command -v curl >/dev/null; then {WITH_CURL}\nfi\n\
          if command -v wget >/dev/null; then {WITH_WGET}\nfi\nexit {NO_TOOL}",
@@ -75,6 +79,7 @@ fn poll_script(address: SocketAddr, path: &str, status: u16) -> String {
         address.port(),
         quote(path),
         quote(&format!("http://{address}{path}")),
+        u8::from(is_once),
         quote(WITH_BASH),
     )
 }
@@ -91,11 +96,7 @@ impl Session {
         deadline: Duration,
     ) -> Result<u16, Error> {
         let operation = format!("wait for http://{address}{path} on {}", self.host());
-        if !path.starts_with('/') || path.chars().any(|c| c.is_control() || c == ' ') {
-            return Err(Error::usage(format!(
-                "{operation}: the path must begin with `/` and hold no blanks"
-            )));
-        }
+        check_path(&operation, path)?;
         let mut seen = String::from("nothing");
         let mut on_line = |stream: Stream, line: &str| {
             if stream == Stream::Stdout {
@@ -107,21 +108,44 @@ impl Session {
             lines.push(stream, bytes);
             Ok(())
         };
-        let command = Command::new(poll_script(address, path, status));
+        let command = Command::new(poll_script(address, path, status, false));
         // Dropped at the deadline, the poll is killed on the host in the background.
         let work = self.perform(&operation, &command, Input::Nothing, &mut sink);
         let result = tokio::time::timeout(deadline, work).await;
         match result {
             Ok(Ok((0, _))) => Ok(status),
-            Ok(Ok((NO_TOOL, _))) => {
-                Err(Error::host(format!("{operation}: the host has nothing to ask with"))
-                    .with_hint("install bash, curl or wget on the image"))
-            }
-            Ok(Ok((code, _))) => Err(Error::host(format!("{operation}: the poll ended with exit {code}"))),
+            Ok(Ok((code, _))) => Err(poll_failed(&operation, code)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(not_ready(&operation, &seen, deadline)),
         }
     }
+
+    /// Whether `GET path` at `address`, asked once from the host, is answered with `status` now.
+    pub async fn answers(&self, address: SocketAddr, path: &str, status: u16) -> Result<bool, Error> {
+        let operation = format!("ask http://{address}{path} on {}", self.host());
+        check_path(&operation, path)?;
+        let command = Command::new(poll_script(address, path, status, true));
+        match self.perform(&operation, &command, Input::Nothing, &mut |_, _| Ok(())).await? {
+            (0, _) => Ok(true),
+            (NOT_NOW, _) => Ok(false),
+            (code, _) => Err(poll_failed(&operation, code)),
+        }
+    }
+}
+
+fn check_path(operation: &str, path: &str) -> Result<(), Error> {
+    if path.starts_with('/') && !path.chars().any(|c| c.is_control() || c == ' ') {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{operation}: the path must begin with `/` and hold no blanks")))
+}
+
+fn poll_failed(operation: &str, code: i32) -> Error {
+    if code == NO_TOOL {
+        return Error::host(format!("{operation}: the host has nothing to ask with"))
+            .with_hint("install bash, curl or wget on the image");
+    }
+    Error::host(format!("{operation}: the poll ended with exit {code}"))
 }
 
 fn not_ready(operation: &str, seen: &str, deadline: Duration) -> Error {
@@ -167,7 +191,7 @@ mod tests {
         }
         let (address, server) = serve(answers);
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(poll_script(address, "/ready?a=b", 200));
+        command.arg("-c").arg(poll_script(address, "/ready?a=b", 200, false));
         command.env_clear().env("PATH", programs.path()).stdin(Stdio::null());
         let output = command.output().unwrap();
         server.join().unwrap();

@@ -61,10 +61,12 @@ impl ExpectedLatency {
     fn weigh(&mut self, view: &View, candidates: &[u32], now: Instant) -> f64 {
         let mut least = f64::INFINITY;
         self.costs.clear();
+        // All backends count from one epoch, so the time is converted once.
+        let now_ns = view.backends()[candidates[0] as usize].nanoseconds(now);
         for &candidate in candidates {
             let backend = &view.backends()[candidate as usize];
             let in_flight = backend.in_flight();
-            let cost = backend.estimate(now).cost_ns(in_flight, self.median_ns);
+            let cost = backend.averages().read(now_ns).cost_ns(in_flight, self.median_ns);
             least = least.min(cost);
             self.costs.push((cost, in_flight));
         }

@@ -152,7 +152,12 @@ async fn report(channel: &ChannelWriteHalf<Msg>, status: i32) -> Result<(), russ
     channel.close().await
 }
 
+/// Ends a command whose client has gone, unless it has ended already and only others hold its output open.
 async fn end(child: &mut Child, group: &Group) {
+    if matches!(child.try_wait(), Ok(Some(_))) {
+        group.set_reaped();
+        return;
+    }
     group.signal(Signal::HUP);
     if tokio::time::timeout(HANG_UP_GRACE, child.wait()).await.is_err() {
         group.signal(Signal::KILL);
