@@ -75,6 +75,8 @@ struct Declared {
     run: RunFile,
     retiring: Vec<(Instance, String)>,
     started: bool,
+    /// All instances as last seen; empty when nothing was looked at yet.
+    last: Vec<Instance>,
 }
 
 /// What became of a fleet.
@@ -210,7 +212,7 @@ impl Lab {
             return self.rehearse_fleet(wish, options).await;
         }
         let ledger = self.active().await?;
-        let mut all = self.provider.list().await?;
+        let mut all = self.list().await?;
         let plan = wish.plan(&all);
         self.check_limits(&all, wish, &plan.launch)?;
         let mut instances = plan.keep;
@@ -219,11 +221,7 @@ impl Lab {
             let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&all));
             let made = self.launch(&ledger, launch).await?;
             launched = made.iter().map(|instance| instance.name.clone()).collect();
-            all.retain(|instance| made.iter().all(|it| it.id != instance.id));
-            all.extend(made.iter().cloned());
-            all.sort_by(|one, other| {
-                (&one.fleet, one.slot, &one.id).cmp(&(&other.fleet, other.slot, &other.id))
-            });
+            all = merged(all, &made);
             instances.extend(made);
             instances.sort_by_key(|instance| instance.slot);
         }
@@ -305,13 +303,22 @@ impl Lab {
 
     /// Every instance of the lab, fresh from the provider.
     pub async fn list(&self) -> Result<Vec<Instance>, Error> {
-        self.provider.list().await
+        let listed = self.provider.list().await?;
+        lock(&self.session).last.clone_from(&listed);
+        Ok(listed)
+    }
+
+    /// Every instance of the lab as last seen by this process, for what need not be fresh.
+    pub async fn last_seen(&self) -> Result<Vec<Instance>, Error> {
+        let last = lock(&self.session).last.clone();
+        if last.is_empty() { self.list().await } else { Ok(last) }
     }
 
     /// Waits until these run, and renews the views; see [`Provider::wait_running`].
     pub async fn wait_running(&self, ids: &[String], deadline: Instant) -> Result<Vec<Instance>, Error> {
         let running = self.provider.wait_running(ids, deadline).await?;
-        self.renew_views(&self.provider.list().await?)?;
+        let all = merged(self.last_seen().await?, &running);
+        self.renew_views(&all)?;
         Ok(running)
     }
 
@@ -320,7 +327,7 @@ impl Lab {
         if let Some((rehearsal, cost)) = self.rehearsal() {
             return Ok((rehearsal.instances.len(), cost));
         }
-        let instances = self.list().await?;
+        let instances = self.last_seen().await?;
         let types: Vec<_> = instances.iter().map(|it| it.instance_type.as_str()).collect();
         Ok((instances.len(), self.provider.cost(&types)))
     }
@@ -352,7 +359,7 @@ impl Lab {
         let ids = ids(instances);
         let intent = ledger.journal.intend("terminate", json!({ "ids": ids }))?;
         intent.end(self.provider.terminate(&ids).await, |()| json!(null))?;
-        self.renew_views(&self.provider.list().await?)
+        self.renew_views(&self.list().await?)
     }
 
     /// Moves the time at which the lab ends by itself to `ttl` from now. Returns it in seconds since the epoch.
@@ -361,7 +368,7 @@ impl Lab {
         let expires_at_s = epoch_s(SystemTime::now() + ttl);
         let intent = ledger.journal.intend("extend", json!({ "expires_at_s": expires_at_s }))?;
         intent.end(self.provider.extend(expires_at_s).await, |()| json!(null))?;
-        self.renew_views(&self.provider.list().await?)?;
+        self.renew_views(&self.list().await?)?;
         Ok(expires_at_s)
     }
 
@@ -371,6 +378,7 @@ impl Lab {
             return Ok(());
         }
         let mut session = lock(&self.session);
+        session.last = instances.to_vec();
         let run = &mut session.run;
         views::write_json(&self.dir.join("instances.json"), &instances)?;
         let balancer = instances.iter().rev().find(|instance| instance.role.as_deref() == Some("balancer"));
@@ -517,6 +525,14 @@ fn login_key(name: &str, pair: &keys::KeyPair, adopt: Option<&Path>) -> LoginKey
 /// 32 hexadecimal digits that follow from these parts.
 fn token(parts: &[&str]) -> String {
     Sha256::digest(parts.join("|")).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `all` with newer sights of some of them, ordered by fleet and slot.
+fn merged(mut all: Vec<Instance>, newer: &[Instance]) -> Vec<Instance> {
+    all.retain(|instance| newer.iter().all(|it| it.id != instance.id));
+    all.extend_from_slice(newer);
+    all.sort_by(|one, other| (&one.fleet, one.slot, &one.id).cmp(&(&other.fleet, other.slot, &other.id)));
+    all
 }
 
 fn ids(instances: &[Instance]) -> Vec<String> {

@@ -207,8 +207,9 @@ pub trait Provider: Send + Sync {
     fn wait_running<'a>(&'a self, ids: &'a [String], deadline: Instant) -> Pending<'a, Vec<Instance>>;
 
     /// What is to be done at each login before anything else (EC2 replaces a host key that others could know).
-    fn welcome<'a>(&'a self, _instance: &'a Instance, _session: &'a Session) -> Pending<'a, ()> {
-        Box::pin(async { Ok(()) })
+    /// Returns whether the host keys to accept have changed.
+    fn welcome<'a>(&'a self, _instance: &'a Instance, _session: &'a Session) -> Pending<'a, bool> {
+        Box::pin(async { Ok(false) })
     }
 
     /// What the instance says about itself when nobody can log in, if anything.

@@ -215,8 +215,11 @@ fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>,
                 tasks.spawn(async move { run.sessions.connect(&host.0, left).await.map(drop) });
             }
             tasks.join_all().await.into_iter().collect::<Result<Vec<()>, Error>>()?;
-            // A first login may have changed the host key.
-            run.lab.renew_views(&run.lab.list().await?)
+            if run.sessions.has_welcomed() {
+                // A first login has changed what is to be pinned.
+                run.lab.renew_views(&run.lab.list().await?)?;
+            }
+            Ok(())
         };
         run.wait(connect)?;
     }
@@ -404,7 +407,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn info(context: NativeCallContext) -> Raw<Map> {
         let run = run(&context)?;
-        let expires = run.wait(run.lab.list())?.iter().map(|instance| instance.expires_at_s).max();
+        let expires = run.wait(run.lab.last_seen())?.iter().map(|instance| instance.expires_at_s).max();
         let left = expires.map(|at| at.saturating_sub(epoch_s(SystemTime::now())));
         let text = left.map(|left| Span(Duration::from_secs(left)).to_string());
         Ok(Map::from([

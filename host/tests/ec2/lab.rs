@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Read as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -38,6 +38,13 @@ impl Ended {
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self}");
+        self
+    }
+
+    /// Asserts that it was killed.
+    #[track_caller]
+    pub(crate) fn expect_killed(self) -> Self {
+        assert_eq!(self.code, None, "{self}");
         self
     }
 
@@ -105,6 +112,38 @@ impl Lab {
         serde_json::from_str(&self.read("artifacts/instances.json")).unwrap()
     }
 
+    /// The value of the lab's tag `labhost:lab`, as labhost says it at the start of a run.
+    #[track_caller]
+    pub(crate) fn tag(&self) -> String {
+        let text = self.plan().text();
+        let (_, rest) = text.split_once(", lab ").unwrap_or_else(|| panic!("no lab is named in {text}"));
+        rest.chars().take_while(char::is_ascii_alphanumeric).collect()
+    }
+
+    /// Secrets of own host keys that are still in the provider's files.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        let mut secrets = Vec::new();
+        for entry in fs::read_dir(self.file("artifacts/ec2")).unwrap().flatten() {
+            let value: serde_json::Value =
+                serde_json::from_str(&fs::read_to_string(entry.path()).unwrap()).unwrap();
+            let own = value["own"].as_array().cloned().unwrap_or_default();
+            secrets.extend(own.iter().map(|key| key["secret"].as_str().unwrap().to_owned()));
+        }
+        secrets
+    }
+
+    /// Makes a login key in the lab's folder.
+    pub(crate) fn make_key(&self, name: &str) {
+        let mut command = Command::new("ssh-keygen");
+        command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(self.file(name));
+        assert!(
+            command
+                .status()
+                .expect("ssh-keygen must be installed (apt-get install openssh-client)")
+                .success()
+        );
+    }
+
     /// Removes the lab's state, as a careless user does.
     pub(crate) fn lose_state(&self) {
         fs::remove_dir_all(self.file("artifacts")).unwrap();
@@ -162,6 +201,29 @@ impl Lab {
     }
 
     #[track_caller]
+    pub(crate) fn stop_killed(&self, point: &str) -> Ended {
+        let mut command = self.command(&["recipes/stop.rhai", "--confirm"]);
+        command.env("LABHOST_KILL_AT_JOURNAL_LINE", point);
+        end(command)
+    }
+
+    /// As [`Lab::provision`], with Ctrl-C as soon as `is_time`.
+    #[track_caller]
+    pub(crate) fn provision_interrupted_when(&self, is_time: impl Fn() -> bool) -> Ended {
+        let mut command = self.command(&["--provider", "ec2", "recipes/provision.rhai"]);
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let deadline = Instant::now() + PATIENCE;
+        while !is_time() {
+            assert!(Instant::now() < deadline, "it is never time for Ctrl-C");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        finish(child, &command)
+    }
+
+    #[track_caller]
     pub(crate) fn plan(&self) -> Ended {
         self.labhost(&["--provider", "ec2", "--plan", "recipes/provision.rhai"])
     }
@@ -181,13 +243,13 @@ impl Lab {
 
 #[track_caller]
 fn end(mut command: Command) -> Ended {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("labhost starts");
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    finish(child.expect("labhost starts"), &command)
+}
+
+#[track_caller]
+fn finish(mut child: Child, command: &Command) -> Ended {
+    let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let read = |mut stream: Box<dyn std::io::Read + Send>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -195,7 +257,6 @@ fn end(mut command: Command) -> Ended {
             String::from_utf8_lossy(&bytes).into_owned()
         })
     };
-    let _ = (&mut out, &mut err);
     let (out, err) = (read(Box::new(out)), read(Box::new(err)));
     let deadline = Instant::now() + PATIENCE;
     let status = loop {

@@ -4,5 +4,12 @@
 //! Every test ends with an empty ledger, and fails when the endpoint has seen anything that EC2 would not take.
 
 mod fake;
+mod faults;
+mod killed;
 mod lab;
+mod money;
+mod names;
+mod plan;
+mod teardown;
+mod trust;
 mod whole;

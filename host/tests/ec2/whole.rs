@@ -1,33 +1,71 @@
 //! The whole way: run, use, run again, stop.
 
+use std::collections::BTreeMap;
+
 use crate::{
     fake::{Call, Cloud},
     lab::{Lab, WHOLE},
 };
 
-/// `Action x COUNT`, sorted.
-fn counted(calls: &[Call]) -> Vec<(String, usize)> {
-    let mut counts = std::collections::BTreeMap::new();
+/// How often each action was called.
+fn counted(calls: &[Call]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
     for call in calls {
-        *counts.entry(call.action.clone()).or_insert(0) += 1;
+        *counts.entry(call.action.as_str()).or_insert(0) += 1;
     }
-    counts.into_iter().collect()
+    counts
+}
+
+fn show(what: &str, counts: &BTreeMap<&str, usize>) {
+    println!("{what}: {} calls: {counts:?}", counts.values().sum::<usize>());
 }
 
 #[test]
-fn run_bench_run_again_and_stop() {
+fn nine_instances_from_run_to_stop_with_few_calls() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);
+    lab.set_topology(WHOLE);
     lab.run().expect(0).says("The lab is up").says("dollars per hour");
-    assert_eq!(cloud.living().len(), 3);
-    println!("calls of a run: {:?}", counted(&cloud.take_calls()));
-    lab.labhost(&["recipes/bench.rhai", "--requests", "50", "--clusters", "cluster1"]).expect(0);
+    assert_eq!(cloud.living().len(), 9);
+    let calls = cloud.take_calls();
+    let counts = counted(&calls);
+    show("run of nine", &counts);
+    assert_eq!(counts["RunInstances"], 3, "one call for each fleet");
+    assert!(counts["DescribeInstances"] <= 8, "no call for each instance: {counts:?}");
+    assert!(calls.len() <= 22, "{counts:?}");
+
+    lab.labhost(&["recipes/bench.rhai", "--requests", "200"]).expect(0);
     cloud.take_calls();
+
     let ids: Vec<_> = lab.instances().into_iter().map(|it| it.id).collect();
-    lab.run().expect(0).says("2 kept");
+    lab.run().expect(0).says("4 kept");
     assert_eq!(ids, lab.instances().into_iter().map(|it| it.id).collect::<Vec<_>>());
-    println!("calls of a re-run: {:?}", counted(&cloud.take_calls()));
+    let calls = cloud.take_calls();
+    show("re-run", &counted(&calls));
+    let reads = |call: &Call| call.action.starts_with("Describe") || call.action.starts_with("Get");
+    assert!(calls.iter().all(reads), "nothing is changed: {:?}", counted(&calls));
+    assert!(calls.len() <= 11, "{:?}", counted(&calls));
+
     lab.stop_clean(&cloud);
-    println!("calls of a stop: {:?}", counted(&cloud.take_calls()));
+    let calls = cloud.take_calls();
+    show("stop", &counted(&calls));
+    assert_eq!(counted(&calls)["TerminateInstances"], 1);
     lab.stop().expect(0).says("nothing to do");
+    assert!(lab.file("artifacts/bench-burst.json").exists());
+}
+
+#[test]
+fn changed_topology_replaces_and_prunes() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.run().expect(0);
+    lab.set_topology(
+        r#"#{ name: "small", type: "t2.small", count: 1, cluster: "cluster1" }, #{ name: "lb", type: "t2.large", count: 1, role: "balancer" }"#,
+    );
+    lab.run().expect(0).says("--prune removes it");
+    assert_eq!(cloud.living().len(), 4);
+    lab.labhost(&["--prune", "recipes/run.rhai"]).expect(0).says("drained and terminated");
+    let fleets: Vec<_> = cloud.living().iter().map(|it| it.tags["labhost:fleet"].clone()).collect();
+    assert_eq!(fleets.len(), 2, "{fleets:?}");
+    lab.stop_clean(&cloud);
 }

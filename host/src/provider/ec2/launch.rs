@@ -4,6 +4,8 @@
 //! particular to it is on disk, because a token stands for one request, word for word. When the instances behind a
 //! token are gone, the next generation of it is used; when a zone is full, the next zone.
 
+use std::time::SystemTime;
+
 use aws_sdk_ec2::{
     operation::run_instances::builders::RunInstancesFluentBuilder,
     types::{
@@ -23,7 +25,7 @@ use super::{
 };
 use crate::{
     Error,
-    provider::{Instance, Launch, State},
+    provider::{Instance, Launch, State, epoch_s},
 };
 
 /// Generations of one token; each means that somebody terminated what the last one made.
@@ -50,14 +52,14 @@ impl Ec2 {
         loop {
             self.store.save(&attempt)?;
             let refusal = match self.run_instances(launch, &resolved, &attempt).await {
-                Ok(made) => return self.launched(launch, &made),
+                Ok(made) => return self.launched(launch, attempt, &made),
                 Err(refusal) => refusal,
             };
             match refusal.code.as_deref() {
                 Some("IdempotentInstanceTerminated") => attempt.generation += 1,
                 Some("IdempotentParameterMismatch") => {
                     if let Some(made) = self.made_with(&attempt.client_token()).await? {
-                        return self.launched(launch, &made);
+                        return self.launched(launch, attempt, &made);
                     }
                     attempt.generation += 1;
                 }
@@ -167,19 +169,27 @@ impl Ec2 {
         }
     }
 
-    fn launched(&self, launch: &Launch, made: &[Described]) -> Result<Vec<Instance>, Error> {
+    /// Remembers what was made, because a listing may not show it yet.
+    fn launched(
+        &self,
+        launch: &Launch,
+        mut attempt: Attempt,
+        made: &[Described],
+    ) -> Result<Vec<Instance>, Error> {
+        attempt.ids = made.iter().filter_map(|it| it.instance_id().map(str::to_owned)).collect();
+        attempt.made_at_s = epoch_s(SystemTime::now());
+        self.store.save(&attempt)?;
         let mut instances = self.view(made, &HostKeys::of(&self.store));
         instances.sort_by_key(|instance| launch.slots.iter().position(|slot| *slot == instance.slot));
         if instances.len() == launch.slots.len() {
             return Ok(instances);
         }
-        let ids: Vec<_> = made.iter().filter_map(|it| it.instance_id()).collect();
         let message = format!(
             "launch {}: AWS made {} of {} instances, although all or none were asked for: {}",
             launch.fleet,
             instances.len(),
             launch.slots.len(),
-            ids.join(", ")
+            attempt.ids.join(", ")
         );
         Err(Error::provider(message).with_hint("Run again: they are kept, and the others are launched."))
     }

@@ -246,14 +246,14 @@ impl Provider for Ec2 {
     }
 
     fn list(&self) -> Pending<'_, Vec<Instance>> {
-        Box::pin(async { Ok(self.view(&self.living().await?, &HostKeys::of(&self.store))) })
+        Box::pin(async { Ok(self.view(&self.living_for_sure().await?, &HostKeys::of(&self.store))) })
     }
 
     fn wait_running<'a>(&'a self, ids: &'a [String], deadline: Instant) -> Pending<'a, Vec<Instance>> {
         Box::pin(self.wait_until_running(ids, deadline))
     }
 
-    fn welcome<'a>(&'a self, instance: &'a Instance, session: &'a Session) -> Pending<'a, ()> {
+    fn welcome<'a>(&'a self, instance: &'a Instance, session: &'a Session) -> Pending<'a, bool> {
         Box::pin(self.replace_host_key(instance, session))
     }
 

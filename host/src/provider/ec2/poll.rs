@@ -1,5 +1,7 @@
 //! Looking at instances, and waiting until they run or are gone: one call for all of them.
 
+use std::time::SystemTime;
+
 use aws_sdk_ec2::types::{Filter, Instance as Described};
 use tokio::time::Instant;
 
@@ -11,11 +13,14 @@ use super::{
 };
 use crate::{
     Error,
-    provider::{Instance, State, is_running},
+    provider::{Instance, State, epoch_s, is_running},
 };
 
 /// States in which an instance counts as one of the lab's.
 const LIVING: [&str; 4] = ["pending", "running", "stopping", "stopped"];
+
+/// For how many seconds a listing may not show what was launched.
+const EVENTUAL_S: u64 = 60;
 
 /// AWS's code for ids that it does not know, or not yet.
 const UNKNOWN_ID: &str = "InvalidInstanceID.NotFound";
@@ -40,6 +45,35 @@ impl Ec2 {
     /// The lab's instances that are not gone or going.
     pub(super) async fn living(&self) -> Result<Vec<Described>, Error> {
         self.describe(&[tags::of_lab(&self.lab), tags::filter("instance-state-name", LIVING)]).await
+    }
+
+    /// As [`Ec2::living`], with what was launched a moment ago: a listing by tags may not show it yet, and it must
+    /// not be launched twice.
+    pub(super) async fn living_for_sure(&self) -> Result<Vec<Described>, Error> {
+        let mut living = self.living().await?;
+        let since_s = epoch_s(SystemTime::now()).saturating_sub(EVENTUAL_S);
+        let young = self.store.attempts().into_iter().filter(|it| it.made_at_s >= since_s);
+        let listed = |id: &String| living.iter().any(|it| it.instance_id() == Some(id));
+        let unlisted: Vec<String> = young.flat_map(|it| it.ids).filter(|id| !listed(id)).collect();
+        if unlisted.is_empty() {
+            return Ok(living);
+        }
+        let mut waiting = self.pace.waiting(self.pace.eventual);
+        let found = loop {
+            match self.describe_ids(&unlisted).await {
+                Ok(found) => break found,
+                Err(refusal) if refusal.is(UNKNOWN_ID) => {
+                    if !waiting.go_on().await {
+                        break Vec::new();
+                    }
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        };
+        let lives = |it: &Described| !matches!(view::state(it), State::Terminated | State::ShuttingDown);
+        let is_ours = |it: &Described| tags::map(it.tags()).get(tags::LAB) == Some(&self.lab.as_str());
+        living.extend(found.into_iter().filter(|it| lives(it) && is_ours(it)));
+        Ok(living)
     }
 
     /// In labhost's words, ordered by fleet and slot.

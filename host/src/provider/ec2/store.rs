@@ -57,13 +57,16 @@ pub(super) struct Attempt {
     pub(super) first: HostKey,
     /// The key that each member gets at its first login, by launch index.
     pub(super) own: Vec<HostKey>,
+    /// What the call made, and when, in seconds since the epoch; empty until it was answered.
+    pub(super) ids: Vec<String>,
+    pub(super) made_at_s: u64,
 }
 
 impl Attempt {
     pub(super) fn new(launch: &Launch, subnets: Vec<String>) -> Result<Self, Error> {
         let own = launch.slots.iter().map(|_| HostKey::draw()).collect::<Result<_, _>>()?;
         let (token, first) = (launch.token.clone(), HostKey::draw()?);
-        Ok(Self { token, generation: 0, subnets, at: 0, first, own })
+        Ok(Self { token, generation: 0, subnets, at: 0, first, own, ids: Vec::new(), made_at_s: 0 })
     }
 
     /// The client token of the call: another one for each generation and zone, because a token stands for one call.

@@ -12,13 +12,20 @@ use crate::{
 };
 
 impl Ec2 {
-    pub(super) async fn replace_host_key(&self, instance: &Instance, session: &Session) -> Result<(), Error> {
+    /// Returns whether the key was replaced now.
+    pub(super) async fn replace_host_key(
+        &self,
+        instance: &Instance,
+        session: &Session,
+    ) -> Result<bool, Error> {
         if self.store.own_keys().contains_key(&instance.id) {
-            return Ok(());
+            return Ok(false);
         }
-        let Some((token, index)) = self.known().launched.get(&instance.id).cloned() else { return Ok(()) };
+        let Some((token, index)) = self.known().launched.get(&instance.id).cloned() else { return Ok(false) };
         let attempt = self.store.attempts().into_iter().find(|it| it.client_token() == token);
-        let Some(own) = attempt.and_then(|attempt| attempt.own.into_iter().nth(index)) else { return Ok(()) };
+        let Some(own) = attempt.and_then(|attempt| attempt.own.into_iter().nth(index)) else {
+            return Ok(false);
+        };
         let command = Command {
             line: "labhost-service host-key".to_owned(),
             stdin: Some(own.secret.into_bytes()),
@@ -26,6 +33,7 @@ impl Ec2 {
             ..Command::default()
         };
         session.run(&command).await?;
-        self.store.settle(&instance.id, &token, index)
+        self.store.settle(&instance.id, &token, index)?;
+        Ok(true)
     }
 }

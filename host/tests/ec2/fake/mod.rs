@@ -182,6 +182,25 @@ impl Cloud {
         });
     }
 
+    /// Gives an instance another host key behind labhost's back.
+    pub(crate) fn set_host_key(&self, id: &str, secret: &str) {
+        self.runtime().block_on(self.fake.local.set_host_key(id, secret)).unwrap();
+    }
+
+    /// When the instances end by themselves, in seconds since the epoch.
+    pub(crate) fn guards(&self) -> Vec<u64> {
+        let listed = self.runtime().block_on(self.fake.local.list()).unwrap();
+        listed.into_iter().map(|it| it.expires_at_s).collect()
+    }
+
+    /// The public half of a private key.
+    pub(crate) fn public_half(&self, path: &Path) -> String {
+        let output = std::process::Command::new("ssh-keygen").arg("-y").arg("-f").arg(path).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split(' ').take(2).collect::<Vec<_>>().join(" ").trim().to_owned()
+    }
+
     /// Ends an instance as if somebody had done so in AWS's console.
     pub(crate) fn kill(&self, id: &str) {
         let local = Arc::clone(&self.fake.local);

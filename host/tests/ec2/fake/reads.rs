@@ -242,8 +242,7 @@ fn group_item(group: &Group) -> Xml {
 }
 
 fn permission(rule: &Rule) -> Xml {
-    let ports =
-        text("ipProtocol", &rule.protocol) + text("fromPort", &rule.from) + text("toPort", &rule.to);
+    let ports = text("ipProtocol", &rule.protocol) + text("fromPort", &rule.from) + text("toPort", &rule.to);
     ports
         + match rule.source.split_once(' ') {
             Some(("group", id)) => set("groups", [text("userId", ACCOUNT) + text("groupId", id)]),
