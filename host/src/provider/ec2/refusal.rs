@@ -25,6 +25,8 @@ pub(super) struct Refusal {
     request: Option<String>,
     /// The call did not get as far as AWS because there are no credentials.
     lacks_credentials: bool,
+    /// Somebody answered, with what is no answer of AWS's.
+    is_foreign_answer: bool,
     /// The failure that kept the call from being made.
     before: Option<Error>,
 }
@@ -45,13 +47,23 @@ impl Refusal {
             None => client::whole(&error),
         };
         let lacks_credentials = has_cause::<CredentialsError>(&error);
-        Self { operation, code, message, request, lacks_credentials, before: None }
+        let is_answered = matches!(error, SdkError::ServiceError(_) | SdkError::ResponseError(_));
+        let is_foreign_answer = is_answered && code.is_none();
+        Self { operation, code, message, request, lacks_credentials, is_foreign_answer, before: None }
     }
 
     /// A call that could not be made at all.
     pub(super) fn before(operation: &str, error: Error) -> Self {
         let (operation, message) = (operation.to_owned(), error.message.clone());
-        Self { operation, code: None, message, request: None, lacks_credentials: false, before: Some(error) }
+        Self {
+            operation,
+            code: None,
+            message,
+            request: None,
+            lacks_credentials: false,
+            is_foreign_answer: false,
+            before: Some(error),
+        }
     }
 
     pub(super) fn is(&self, code: &str) -> bool {
@@ -108,6 +120,12 @@ fn judge(refusal: &Refusal) -> (Kind, String) {
     let Some(code) = refusal.code.as_deref() else {
         return if refusal.lacks_credentials {
             (Kind::Provider, RENEW.to_owned())
+        } else if refusal.is_foreign_answer {
+            (
+                Kind::Host,
+                "What answered does not speak as AWS does: look at AWS_ENDPOINT_URL and at proxies."
+                    .to_owned(),
+            )
         } else {
             (Kind::Host, "AWS could not be reached; look at the network, AWS_ENDPOINT_URL and the region, then run again.".to_owned())
         };
@@ -161,6 +179,7 @@ mod tests {
             message: "You have no more.".to_owned(),
             request: Some("r-1".to_owned()),
             lacks_credentials: false,
+            is_foreign_answer: false,
             before: None,
         }
     }
@@ -190,5 +209,7 @@ mod tests {
         assert_eq!(Error::from(refusal(None)).kind, Kind::Host);
         let lacking = Refusal { lacks_credentials: true, ..refusal(None) };
         assert_eq!(Error::from(lacking).kind, Kind::Provider);
+        let foreign = Refusal { is_foreign_answer: true, ..refusal(None) };
+        assert!(Error::from(foreign).hint.unwrap().contains("AWS_ENDPOINT_URL"));
     }
 }

@@ -87,8 +87,9 @@ impl Ec2 {
             }
             self.remove_keys(&mut left).await?;
         }
-        let mut more = self.sweep(keep_bootstrap, left.is_empty()).await?;
-        more.retain(|line| !left.iter().any(|known| known.contains(line.as_str())));
+        let more = self.sweep(keep_bootstrap, left.is_empty()).await?;
+        let is_new = |thing: &&Thing| !left.iter().any(|known: &String| known.contains(&thing.id));
+        let more: Vec<_> = more.iter().filter(is_new).map(Thing::in_words).collect();
         left.extend(more);
         Ok(left)
     }
@@ -183,13 +184,13 @@ impl Ec2 {
 
     /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when
     /// everything went well until here, the look is repeated for a while.
-    async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<String>, Error> {
+    async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<Thing>, Error> {
         let mut waiting = self.pace.waiting(self.pace.eventual);
         loop {
             let mut things = self.tagged().await?;
             things.retain(|thing| !(keep_bootstrap && thing.is_bootstrap()));
             if things.is_empty() || !patiently || !waiting.go_on().await {
-                return Ok(things.iter().map(Thing::in_words).collect());
+                return Ok(things);
             }
         }
     }

@@ -260,7 +260,7 @@ impl Fake {
         world.calls.push(Call { action: action.clone(), is_dry });
         let planned = self.faults().next(&action);
         if let Some((When::Instead, refused)) = &planned {
-            return Some(refused.answer(number));
+            return Some(if service == "sts" { refused.sts_answer() } else { refused.answer(number) });
         }
         if action == "GetCallerIdentity" && version == "2011-06-15" {
             let arn = self.arn.lock().unwrap().clone();

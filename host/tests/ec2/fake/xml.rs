@@ -67,6 +67,13 @@ pub(crate) fn refused(code: &str, message: impl Into<String>) -> Refused {
 }
 
 impl Refused {
+    /// In the frame of STS, which is not EC2's.
+    pub(crate) fn sts_answer(&self) -> Answer {
+        let error = node("Error", text("Code", &self.code) + text("Message", &self.message));
+        let body = node("ErrorResponse", error + text("RequestId", "req-sts")).0;
+        Answer { status: self.status, body }
+    }
+
     pub(crate) fn answer(&self, request: u64) -> Answer {
         let error = text("Code", &self.code) + text("Message", &self.message);
         let body = format!(
