@@ -10,6 +10,7 @@ mod lab;
 mod money;
 mod names;
 mod plan;
+mod service;
 mod teardown;
 mod trust;
 mod whole;

@@ -49,9 +49,11 @@ def refuse(text):
     sys.exit("labhost-service: apply service %s: %s" % (name, text))
 try:
     given = json.load(sys.stdin)
-    unknown = set(given) - set(fields)
-except (ValueError, TypeError) as error:
-    refuse("its definition is no JSON map: %s" % error)
+except ValueError as error:
+    refuse("its definition is no JSON: %s" % error)
+if not isinstance(given, dict):
+    refuse("its definition is no JSON map")
+unknown = set(given) - set(fields)
 if unknown:
     refuse("its definition has unknown keys: %s" % ", ".join(sorted(unknown)))
 new = dict(fields, **given)
@@ -60,7 +62,7 @@ if not isinstance(new["exec"], str) or not new["exec"].strip() or "\0" in new["e
 if new["restart"] not in ("always", "on-failure", "no"):
     refuse("`restart` is always, on-failure or no")
 for key, value in new["env"].items():
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key) or "\0" in value:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key) or not isinstance(value, str) or "\0" in value:
         refuse("`env` has a name or value that no environment can hold")
 try:
     with open(os.path.join(folder, name + ".json")) as file:
