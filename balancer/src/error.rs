@@ -32,6 +32,8 @@ pub(crate) enum Error {
     // Internal: the balancer's own limits.
     #[error("too many bodies at once")]
     Busy,
+    #[error("out of descriptors, ports or memory")]
+    Exhausted(#[source] io::Error),
 }
 
 /// Whose doing an error is.
@@ -43,10 +45,21 @@ pub(crate) enum Side {
 }
 
 impl Error {
+    /// What a failed connect means. That this process is out of something is not the backend's doing.
+    pub(crate) fn of_connect(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ETIMEDOUT) => Self::ConnectTimeout,
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
+                Self::Exhausted(error)
+            }
+            _ => Self::Connect(error),
+        }
+    }
+
     pub(crate) fn side(&self) -> Side {
         match self {
             Self::Refused(_) | Self::ClientTooSlow | Self::ClientGone => Side::Downstream,
-            Self::Busy => Side::Internal,
+            Self::Busy | Self::Exhausted(_) => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -58,7 +71,7 @@ impl Error {
             Self::Refused(refusal) => Some(refusal.status()),
             Self::ClientTooSlow => Some(408),
             Self::ClientGone => None,
-            Self::NoBackend | Self::Connect(_) | Self::Busy => Some(503),
+            Self::NoBackend | Self::Connect(_) | Self::Busy | Self::Exhausted(_) => Some(503),
             Self::Died | Self::Truncated | Self::BadAnswer(_) => Some(502),
             Self::ConnectTimeout | Self::ResponseTimeout => Some(504),
         }

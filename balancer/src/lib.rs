@@ -1,6 +1,6 @@
 //! An HTTP/1.1 load balancer on io_uring that chooses a backend by expected latency.
 //!
-//! A request crosses six names: [`serve`](proxy) -> `http::Request` -> `Cluster::pick` -> `Pool::checkout` ->
+//! A request crosses six names: `serve` -> `http::Request` -> `Cluster::pick` -> `Pool::checkout` ->
 //! `exchange` -> `Cluster::finish`. Each thread has a runtime, a listener, a pool and a picker of its own; threads
 //! share counters and the state of backends through atomics, and the configuration through an `Arc` that a reload
 //! replaces.

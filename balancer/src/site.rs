@@ -24,6 +24,8 @@ pub(crate) struct Member {
     pub(crate) stats: BackendStats,
     /// Whether a probe has ever finished: the first one decides alone.
     pub(crate) probed: AtomicBool,
+    /// No configuration has it any more.
+    leaving: AtomicBool,
 }
 
 impl Member {
@@ -79,6 +81,7 @@ fn shard(cluster: &ClusterConfig, kept: &[Arc<Member>], epoch: Instant) -> Shard
                 address,
                 stats: BackendStats::default(),
                 probed: AtomicBool::new(false),
+                leaving: AtomicBool::new(false),
             })
         })
     };
@@ -147,10 +150,14 @@ impl Shared {
         let next = Arc::new(Generation::build(current.number + 1, config, &kept, self.started));
         for member in &kept {
             let stays = next.members().any(|other| Arc::ptr_eq(other, member));
-            member.backend.set_draining(!stays);
+            // One that stays keeps what an operator said of it; one that comes back while leaving is wanted again.
             if !stays {
+                member.backend.set_draining(true);
                 leaving.push(Arc::clone(member));
+            } else if member.leaving.load(Relaxed) {
+                member.backend.set_draining(false);
             }
+            member.leaving.store(!stays, Relaxed);
         }
         self.version.store(next.number, Relaxed);
         *current = next;

@@ -243,7 +243,8 @@ on_both_drivers! {
         for _ in 0..6 {
             assert_eq!(balancer.get("/app").text(), "two");
         }
-        assert_eq!(balancer.backend(0)["state"], "draining");
+        balancer.reload(&config_over(&[&one, &two], json!({ "policy": "round-robin" })));
+        assert_eq!(balancer.backend(0)["state"], "draining", "a reload does not undo what an operator said");
         assert!(admin(&socket, "POST /clusters/app/backends/i-0/readmit").starts_with("HTTP/1.1 200"));
         eventually("it is used again", || balancer.get("/app").text() == "one");
         assert!(admin(&socket, "POST /clusters/app/backends/nobody/drain").starts_with("HTTP/1.1 404"));

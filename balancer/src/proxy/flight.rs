@@ -1,6 +1,5 @@
 //! A request in flight on one backend.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -51,11 +50,10 @@ impl<'a> Flight<'a> {
         let wait = self.site.generation.config.timeouts.connect;
         let stream = match monoio::time::timeout(wait, TcpStream::connect_addr(self.member().address)).await {
             Err(_) => return Err(Error::ConnectTimeout),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Err(Error::ConnectTimeout),
-            Ok(Err(error)) => return Err(Error::Connect(error)),
+            Ok(Err(error)) => return Err(Error::of_connect(error)),
             Ok(Ok(stream)) => stream,
         };
-        stream.set_nodelay(true).map_err(Error::Connect)?;
+        stream.set_nodelay(true).map_err(Error::of_connect)?;
         let (reader, writer) = socket::split(stream, &thread.watch, Buffer::default());
         Ok((Upstream { reader, writer }, false))
     }

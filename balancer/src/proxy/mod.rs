@@ -1,7 +1,7 @@
 //! A request's life: from a client's head to the backend's answer.
 //!
-//! One task per client connection. [`serve`] reads a head, [`plan`] decides what it asks for, [`forward`] picks a
-//! backend and tries again elsewhere where that is safe, [`exchange`] carries the two messages. A small answer goes
+//! One task per client connection. [`serve`] reads a head, `plan` decides what it asks for, `forward` picks a
+//! backend and tries again elsewhere where that is safe, `exchange` carries the two messages. A small answer goes
 //! back together with the next receive, so that a kept connection costs two wake-ups per request.
 //!
 //! Nothing here decides which backend is best, parses a head, or reads the clock but through `clock`.

@@ -1,0 +1,46 @@
+//! Several labhosts at once: in one lab only one may act, in two labs they do not meet.
+
+use std::collections::BTreeSet;
+
+use crate::support::Lab;
+
+#[test]
+fn second_run_in_a_lab_is_refused_and_names_the_first() {
+    let lab = Lab::with_host();
+    lab.write_recipe("print(\"holding\"); sleep(3600);");
+    let first = lab.start(&["recipes/x.rhai"]);
+    first.wait_for("holding");
+    for words in [&["recipes/run.rhai"][..], &["recipes/stop.rhai", "--confirm"], &["extend", "1h"]] {
+        let second = lab.labhost(words).expect(9);
+        second.expect_says("`labhost recipes/x.rhai`").expect_says(&format!("process {} on", first.pid()));
+    }
+    lab.labhost(&["status"]).expect(0).expect_says("app-1");
+    assert_eq!(lab.names(), ["app-1"]);
+}
+
+#[test]
+fn two_labs_run_side_by_side() {
+    let (one, other) = (Lab::new(), Lab::new());
+    let (first, second) = (one.start(&["recipes/run.rhai"]), other.start(&["recipes/run.rhai"]));
+    first.end().expect(0);
+    second.end().expect(0);
+    let addresses =
+        |lab: &Lab| lab.instances().into_iter().map(|it| it.public_ip.unwrap()).collect::<BTreeSet<_>>();
+    assert!(addresses(&one).is_disjoint(&addresses(&other)));
+    one.stop().expect(0);
+    one.assert_nothing_left();
+    other.assert_exactly(&["app-1", "lb-1"]);
+    other.assert_serves("cluster1");
+}
+
+#[test]
+fn one_folder_may_hold_several_labs() {
+    let lab = Lab::with_host();
+    lab.labhost(&["recipes/run.rhai", "--state", "second"]).expect(0);
+    let listed = lab.labhost(&["status", "--state", "second"]).expect(0);
+    listed.expect_says("lb-1").expect_says("app-1");
+    assert_eq!(lab.names(), ["app-1"]);
+    lab.labhost(&["recipes/stop.rhai", "--confirm", "--state", "second"]).expect(0);
+    assert!(!lab.file("second").exists());
+    lab.labhost(&["status"]).expect(0).expect_says("app-1");
+}
