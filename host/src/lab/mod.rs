@@ -132,12 +132,7 @@ impl Lab {
         let data =
             json!({ "command": self.command, "provider": self.provider.name(), "pid": std::process::id() });
         journal.append(Phase::Start, "run", None, data)?;
-        {
-            // A later command must know the provider however early this one ends.
-            let mut session = lock(&self.session);
-            session.run.lab = Some(lab.clone());
-            session.run.write(&self.dir)?;
-        }
+        lock(&self.session).run.lab = Some(lab.clone());
         let ledger = Arc::new(Ledger { lock: held, journal, lab });
         *slot = Some(Arc::clone(&ledger));
         Ok(ledger)
@@ -146,22 +141,25 @@ impl Lab {
     /// The ledger, with the provider ready for changes.
     async fn active(&self) -> Result<Arc<Ledger>, Error> {
         let ledger = self.ledger()?;
-        self.prepare().await?;
+        if self.prepare().await? {
+            // A later command must know the provider however early this one ends.
+            lock(&self.session).run.write(&self.dir)?;
+        }
         Ok(ledger)
     }
 
-    /// Makes the provider ready, once.
-    async fn prepare(&self) -> Result<(), Error> {
-        if !lock(&self.session).started {
-            let provider = &self.provider;
-            if self.is_planning() {
-                provider.look_around().await?
-            } else {
-                provider.start().await?
-            }
-            lock(&self.session).started = true;
+    /// Makes the provider ready, once. Returns whether it was not before.
+    async fn prepare(&self) -> Result<bool, Error> {
+        if lock(&self.session).started {
+            return Ok(false);
         }
-        Ok(())
+        if self.is_planning() {
+            self.provider.look_around().await?;
+        } else {
+            self.provider.start().await?;
+        }
+        lock(&self.session).started = true;
+        Ok(true)
     }
 
     /// Makes the login key exist here and at the provider; with `adopt`, the file of a private key, the provider's

@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{journal::Record, views};
+use super::{
+    journal::{Phase, Record},
+    views,
+};
 use crate::Error;
 
 /// Raised when a field changes its meaning.
@@ -52,13 +55,22 @@ impl RunFile {
     }
 }
 
-/// The provider of the lab at this state directory: from run.json, else from the last run in the journal.
+/// The provider of the lab at this state directory: from run.json, else from the last run in the journal that got
+/// as far as asking it for something.
 #[must_use]
 pub fn provider_of(dir: &Path) -> Option<String> {
     RunFile::read(dir).provider.or_else(|| {
         let journal = fs::read_to_string(dir.join("journal.ndjson")).ok()?;
-        let records = journal.lines().rev().filter_map(|line| serde_json::from_str::<Record>(line).ok());
-        records.filter_map(|record| Some(record.data.get("provider")?.as_str()?.to_owned())).next()
+        let records = journal.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+        let (mut started, mut asked) = (None, None);
+        for record in records {
+            match record.phase {
+                Phase::Start => started = record.data["provider"].as_str().map(str::to_owned),
+                Phase::Intent => asked.clone_from(&started),
+                _ => {}
+            }
+        }
+        asked
     })
 }
 
@@ -70,9 +82,13 @@ mod tests {
     fn provider_is_found_in_the_journal_when_run_json_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(provider_of(dir.path()), None);
-        let line = r#"{"line":2,"at_ms":1,"phase":"start","step":"run","data":{"provider":"ec2"}}"#;
-        fs::write(dir.path().join("journal.ndjson"), format!("{line}\n{{\"torn")).unwrap();
-        assert_eq!(provider_of(dir.path()).as_deref(), Some("ec2"));
+        let start = |name| {
+            format!(r#"{{"line":1,"at_ms":1,"phase":"start","step":"run","data":{{"provider":"{name}"}}}}"#)
+        };
+        let intent = r#"{"line":2,"at_ms":1,"phase":"intent","step":"key_pair"}"#;
+        let journal = format!("{}\n{intent}\n{}\n{{\"torn", start("ec2"), start("local"));
+        fs::write(dir.path().join("journal.ndjson"), journal).unwrap();
+        assert_eq!(provider_of(dir.path()).as_deref(), Some("ec2"), "the second run asked for nothing");
         let file = RunFile { provider: Some("local".to_owned()), ..RunFile::default() };
         file.write(dir.path()).unwrap();
         assert_eq!(provider_of(dir.path()).as_deref(), Some("local"));

@@ -166,6 +166,7 @@ impl Lab {
             .env("AWS_ACCESS_KEY_ID", "AKIDTEST")
             .env("AWS_SECRET_ACCESS_KEY", "secret")
             .env("AWS_REGION", "us-east-1")
+            .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("LABHOST_MY_IP", "198.51.100.7")
             .env("LABHOST_EC2_SSH_PORT", "2222")
             .env("LABHOST_EC2_HTTP_PORT", "8080")

@@ -119,7 +119,9 @@ fn missing_credentials_are_said_before_anything_is_done() {
     for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
         lab.env.push((name.to_owned(), String::new()));
     }
-    lab.env.push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
-    lab.provision().expect(4).says("find AWS credentials").says("aws sso login");
+    lab.provision().expect(4).says("AWS credentials").says("aws sso login");
     assert_eq!(cloud.take_calls(), []);
+    // The folder is still free for another provider.
+    lab.labhost(&["recipes/provision.rhai"]).expect(0);
+    lab.labhost(&["recipes/stop.rhai", "--confirm"]).expect(0);
 }

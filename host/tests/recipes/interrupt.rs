@@ -146,6 +146,8 @@ fn second_ctrl_c_does_not_wait_for_a_launch() {
     kill(agent, Signal::STOP);
     let run = lab.start(&["recipes/x.rhai"]);
     run.wait_for("launching");
+    // The journal is opened inside the launch, so only then is it what is waited for.
+    until("the launch has begun", || (lab.journal().len() > before).then_some(()));
     run.signal(Signal::INT);
     run.wait_for("interrupted: waiting for the launch of instances");
     run.signal(Signal::INT);

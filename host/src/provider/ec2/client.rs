@@ -106,7 +106,7 @@ fn unusable(cause: &CredentialsError) -> Error {
             Error::provider("get AWS credentials: their source did not answer in time").with_hint(HOW_TO_GET)
         }
         _ => Error::provider(format!("get AWS credentials: {}", whole(cause)))
-            .with_hint("If they come from SSO, log in again: aws sso login."),
+            .with_hint(format!("If they come from SSO, log in again. {HOW_TO_GET}")),
     }
 }
 
