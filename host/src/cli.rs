@@ -70,7 +70,7 @@ pub struct Ec2Options {
     /// ec2: the region [default: from the environment or the AWS profile, else us-east-1].
     #[arg(long, global = true, value_name = "NAME")]
     pub region: Option<String>,
-    /// ec2: this machine's public IPv4 address, for rules from "me" [default: https://checkip.amazonaws.com is asked].
+    /// ec2: this machine's public IPv4 address, for rules from "me" [default: AWS's checkip.amazonaws.com is asked].
     #[arg(long, global = true, env = "LABHOST_MY_IP", value_name = "ADDRESS")]
     pub my_ip: Option<Ipv4Addr>,
     /// ec2: whose instances these are, for accounts that several people share [default: the caller's identity].

@@ -4,7 +4,7 @@
 //! renew the views. It knows providers only by their trait, and neither recipes nor SSH.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,39 +12,31 @@ use std::{
 };
 
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+mod fleet;
 pub mod journal;
 pub mod keys;
+mod limits;
 pub mod lock;
 pub mod plan;
 mod record;
 mod rehearsal;
 pub mod views;
 
+pub use fleet::{Fleet, LaunchOptions};
+pub use limits::Limits;
 pub use record::provider_of;
 pub use rehearsal::Rehearsal;
 
 use crate::{
     Error, Kind,
-    provider::{Cost, Ingress, Instance, Launch, LoginKey, Provider, epoch_s},
+    provider::{Ingress, Instance, LoginKey, Provider, epoch_s},
     ssh,
 };
 use journal::{Journal, Phase, Record};
 use lock::Lock;
-use plan::Wish;
 use record::RunFile;
-
-/// What a run may cost: how long instances live and how many there may be.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub ttl: Duration,
-    /// `None` stands for the provider's own ceiling.
-    pub instances_max: Option<usize>,
-    /// In US dollars, for all instances of the lab together.
-    pub hourly_max: Option<f64>,
-}
 
 /// One lab: a state directory and the provider of its instances.
 pub struct Lab {
@@ -77,26 +69,6 @@ struct Declared {
     started: bool,
     /// All instances as last seen; empty when nothing was looked at yet.
     last: Vec<Instance>,
-}
-
-/// What became of a fleet.
-#[derive(Debug)]
-pub struct Fleet {
-    /// Its members, ordered by slot.
-    pub instances: Vec<Instance>,
-    /// Names of those that were launched now.
-    pub launched: Vec<String>,
-    /// Those that will be drained and terminated when the recipe has ended, with the reason.
-    pub retiring: Vec<(Instance, String)>,
-}
-
-/// The parts of a launch that are not the wish itself.
-#[derive(Debug, Clone, Default)]
-pub struct LaunchOptions {
-    pub key: String,
-    pub group: Option<String>,
-    pub image: Option<String>,
-    pub tags: BTreeMap<String, String>,
 }
 
 impl Lab {
@@ -204,101 +176,6 @@ impl Lab {
         Ok(id)
     }
 
-    /// Makes the fleet be as wished, except that members to go only go in [`Lab::retire`].
-    pub async fn ensure_fleet(&self, wish: &Wish, options: LaunchOptions) -> Result<Fleet, Error> {
-        if self.is_planning() {
-            return self.rehearse_fleet(wish, options).await;
-        }
-        let ledger = self.active().await?;
-        let mut all = self.list().await?;
-        let plan = wish.plan(&all);
-        self.check_limits(&all, wish, &plan.launch)?;
-        let mut instances = plan.keep;
-        let mut launched = Vec::new();
-        if !plan.launch.is_empty() {
-            let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&all));
-            let made = self.launch(&ledger, launch).await?;
-            launched = made.iter().map(|instance| instance.name.clone()).collect();
-            all = merged(all, &made);
-            instances.extend(made);
-            instances.sort_by_key(|instance| instance.slot);
-        }
-        self.note_fleet(wish, options.group, &plan.retire);
-        self.renew_views(&all)?;
-        Ok(Fleet { instances, launched, retiring: plan.retire })
-    }
-
-    /// Launches, recorded. A token whose instances are gone by now is spent: the launch is made with the next one.
-    async fn launch(&self, ledger: &Ledger, mut launch: Launch) -> Result<Vec<Instance>, Error> {
-        const TOKENS_MAX: u32 = 5;
-        for _ in 0..TOKENS_MAX {
-            let intent = ledger.journal.intend("launch", json!(launch))?;
-            let made = intent.end(self.provider.launch(&launch).await, |made| json!({ "ids": ids(made) }))?;
-            if made.iter().all(plan::is_alive) {
-                return Ok(made);
-            }
-            launch.token = token(&[&launch.token, "next"]);
-        }
-        Err(Error::provider(format!(
-            "launch of {}: its instances end as soon as they are made",
-            launch.fleet
-        )))
-    }
-
-    fn note_fleet(&self, wish: &Wish, group: Option<String>, retire: &[(Instance, String)]) {
-        let mut session = lock(&self.session);
-        session.fleets.insert(wish.fleet.clone());
-        if let Some(group) = group {
-            session.run.groups.insert(wish.fleet.clone(), group);
-        }
-        session.retiring.extend_from_slice(retire);
-    }
-
-    /// Refuses a launch that would make the lab too large or too dear.
-    fn check_limits(&self, existing: &[Instance], wish: &Wish, launch: &[u32]) -> Result<(), Error> {
-        if launch.is_empty() {
-            return Ok(());
-        }
-        self.check_ceiling(existing.len(), launch)?;
-        let Some(max) = self.limits.hourly_max else { return Ok(()) };
-        let new = launch.iter().map(|_| wish.instance_type.as_str());
-        let types: Vec<_> = existing.iter().map(|it| it.instance_type.as_str()).chain(new).collect();
-        let cost = self.provider.cost(&types);
-        match cost.usd_per_hour {
-            Some(usd) if usd <= max => Ok(()),
-            Some(usd) => Err(Error::provider(format!(
-                "launch {}: the lab would cost {usd:.3} dollars per hour, and the limit is {max}",
-                wish.fleet
-            ))
-            .with_hint("Raise it with --max-hourly if that is meant.")),
-            None => Err(Error::provider(format!("launch {}: {}", wish.fleet, cost.note))
-                .with_hint("With --max-hourly only types of known price can be launched.")),
-        }
-    }
-
-    fn check_ceiling(&self, existing: usize, launch: &[u32]) -> Result<(), Error> {
-        let elsewhere = self.provider.instances_elsewhere();
-        let total = existing + elsewhere + launch.len();
-        let max = self.limits.instances_max.unwrap_or_else(|| self.provider.instances_max());
-        if total <= max {
-            return self.provider.check_total(total);
-        }
-        let others =
-            if elsewhere == 0 { String::new() } else { format!(" here and {elsewhere} outside this lab") };
-        let message = format!(
-            "launch {} instances: with the {existing} that exist{others} there would be {total}, and the ceiling is {max}",
-            launch.len(),
-        );
-        Err(Error::provider(message)
-            .with_hint(format!("Raise it with --max-instances {total} if that is meant.")))
-    }
-
-    /// All members of a lab end together, so a later launch takes the time of the first.
-    fn expiry(&self, existing: &[Instance]) -> u64 {
-        let fresh = epoch_s(SystemTime::now() + self.limits.ttl);
-        existing.iter().map(|instance| instance.expires_at_s).max().unwrap_or(fresh)
-    }
-
     /// Every instance of the lab, fresh from the provider.
     pub async fn list(&self) -> Result<Vec<Instance>, Error> {
         let listed = self.provider.list().await?;
@@ -318,16 +195,6 @@ impl Lab {
         let all = merged(self.last_seen().await?, &running);
         self.renew_views(&all)?;
         Ok(running)
-    }
-
-    /// How many instances there are, and what they cost; when planning, how many there would be.
-    pub async fn cost(&self) -> Result<(usize, Cost), Error> {
-        if let Some((rehearsal, cost)) = self.rehearsal() {
-            return Ok((rehearsal.instances.len(), cost));
-        }
-        let instances = self.last_seen().await?;
-        let types: Vec<_> = instances.iter().map(|it| it.instance_type.as_str()).collect();
-        Ok((instances.len(), self.provider.cost(&types)))
     }
 
     /// Takes over the members that this recipe's fleets no longer need, and those of fleets that it does not
@@ -478,51 +345,8 @@ fn identity(journal: &Journal) -> Result<String, Error> {
     Ok(lab)
 }
 
-/// The request for these slots. Its token depends on the launches of this fleet that are known to be done, so a
-/// launch whose answer was lost is asked for again with the same token and made only once.
-fn launch_of(
-    ledger: &Ledger,
-    wish: &Wish,
-    slots: Vec<u32>,
-    options: LaunchOptions,
-    expires_at_s: u64,
-) -> Launch {
-    let records = ledger.journal.records();
-    let ours = |of: Option<u64>| {
-        records.iter().any(|record| Some(record.line) == of && record.data["fleet"] == wish.fleet.as_str())
-    };
-    let generation = records
-        .iter()
-        .filter(|record| record.phase == Phase::Done && record.step == "launch" && ours(record.of))
-        .count();
-    let (slots_text, generation) = (format!("{slots:?}"), generation.to_string());
-    let token = token(&[&ledger.lab, &wish.fleet, &wish.instance_type, &slots_text, &generation]);
-    // The same request again must be the same in every part, or the token is refused.
-    let asked = records.iter().rev().find(|it| it.step == "launch" && it.data["token"] == token.as_str());
-    let asked_s = asked.and_then(|it| it.data["expires_at_s"].as_u64());
-    let expires_at_s = asked_s.filter(|at| *at > epoch_s(SystemTime::now())).unwrap_or(expires_at_s);
-    Launch {
-        token,
-        fleet: wish.fleet.clone(),
-        instance_type: wish.instance_type.clone(),
-        slots,
-        cluster: wish.cluster.clone(),
-        role: wish.role.clone(),
-        key: options.key,
-        group: options.group,
-        image: options.image,
-        tags: options.tags,
-        expires_at_s,
-    }
-}
-
 fn login_key(name: &str, pair: &keys::KeyPair, adopt: Option<&Path>) -> LoginKey {
     LoginKey { name: name.to_owned(), public: pair.public.clone(), adopt: adopt.is_some() }
-}
-
-/// 32 hexadecimal digits that follow from these parts.
-fn token(parts: &[&str]) -> String {
-    Sha256::digest(parts.join("|")).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `all` with newer sights of some of them, ordered by fleet and slot.

@@ -86,7 +86,7 @@ pub(super) fn state(described: &Described) -> State {
 /// Why an instance is in its state, in AWS's words; empty when AWS does not say.
 pub(super) fn reason(described: &Described) -> String {
     let reason = described.state_reason().and_then(|reason| reason.message());
-    reason.or(described.state_transition_reason()).unwrap_or_default().to_owned()
+    reason.or_else(|| described.state_transition_reason()).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
