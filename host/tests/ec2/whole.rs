@@ -69,3 +69,31 @@ fn changed_topology_replaces_and_prunes() {
     assert_eq!(fleets.len(), 2, "{fleets:?}");
     lab.stop_clean(&cloud);
 }
+
+/// Not a test: prints what a run takes on the fake and on this machine. `cargo test ... -- --ignored --nocapture figures`
+#[test]
+#[ignore = "prints figures and judges nothing"]
+fn figures_of_a_run_on_the_fake_and_on_this_machine() {
+    let cloud = Cloud::start();
+    for round in 1..=3 {
+        for provider in ["local", "ec2"] {
+            let lab = Lab::new(&cloud);
+            lab.set_topology(WHOLE);
+            let mut words = vec!["--provider", provider];
+            let mut times = Vec::new();
+            for recipe in
+                [&["recipes/run.rhai"][..], &["recipes/run.rhai"], &["recipes/stop.rhai", "--confirm"]]
+            {
+                words.truncate(2);
+                words.extend_from_slice(recipe);
+                let begun = std::time::Instant::now();
+                lab.labhost(&words).expect(0);
+                times.push(begun.elapsed().as_secs_f64());
+            }
+            println!(
+                "round {round}, {provider}: run {:.2} s, re-run {:.2} s, stop {:.2} s",
+                times[0], times[1], times[2]
+            );
+        }
+    }
+}
