@@ -3,7 +3,7 @@
 //! `labhost RECIPE [ARGUMENTS]` and a few commands around it. Options of labhost may stand before or after the
 //! recipe; what labhost does not know belongs to the recipe.
 
-use std::path::PathBuf;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
@@ -17,8 +17,8 @@ use crate::units::Span;
     override_usage = "labhost [OPTIONS] RECIPE [ARGUMENTS]...\n       labhost [OPTIONS] COMMAND",
     after_help = "RECIPE is a Rhai script, for example recipes/run.rhai; `labhost RECIPE --help` says what it takes.\n\
                   Exit codes: 0 done, 1 recipe error, 2 usage, 3 recipe does not compile, 4 provider refused, 5 a host \
-                  failed,\n6 objective failed, 7 confirmation missing, 8 teardown incomplete, 9 locked, 70 internal, \
-                  130 interrupted."
+                  failed,\n6 objective failed, 7 confirmation missing, 8 teardown incomplete, 9 locked, 10 --plan found \
+                  changes, 70 internal, 130 interrupted."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -30,18 +30,24 @@ pub struct Cli {
 /// Options that hold for every command.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Where instances come from: `local` (this machine) or `ec2`.
-    #[arg(long, global = true, env = "LABHOST_PROVIDER", default_value = "local", value_name = "NAME")]
-    pub provider: String,
+    /// Where instances come from: `local` (this machine) or `ec2` [default: as in the last run here, else local].
+    #[arg(long, global = true, env = "LABHOST_PROVIDER", value_name = "NAME")]
+    pub provider: Option<String>,
     /// The folder for the lab's state, keys and results [default: `artifacts` beside `recipes`].
     #[arg(long, global = true, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// How long new instances live before they end by themselves.
     #[arg(long, global = true, default_value = "2h", value_name = "TIME")]
     pub ttl: Span,
-    /// The most instances that the lab may have.
-    #[arg(long, global = true, default_value_t = 64, value_name = "COUNT")]
-    pub max_instances: usize,
+    /// The most instances that the lab may have [default: 9 on ec2, 64 on this machine].
+    #[arg(long, global = true, value_name = "COUNT")]
+    pub max_instances: Option<usize>,
+    /// The most that the lab may cost per hour, in US dollars.
+    #[arg(long, global = true, value_name = "DOLLARS")]
+    pub max_hourly: Option<f64>,
+    /// Show what a recipe would change, and change nothing; exit code 10 when there is something.
+    #[arg(long, global = true)]
+    pub plan: bool,
     /// Terminate fleets that the recipe no longer names.
     #[arg(long, global = true)]
     pub prune: bool,
@@ -54,6 +60,25 @@ pub struct Options {
     /// One JSON event per line on standard output instead of text.
     #[arg(long, global = true)]
     pub json: bool,
+    #[command(flatten)]
+    pub ec2: Ec2Options,
+}
+
+/// Options of the ec2 provider; the others ignore them.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Ec2Options {
+    /// ec2: the region [default: from the environment or the AWS profile, else us-east-1].
+    #[arg(long, global = true, value_name = "NAME")]
+    pub region: Option<String>,
+    /// ec2: this machine's public IPv4 address, for rules from "me" [default: AWS's checkip.amazonaws.com is asked].
+    #[arg(long, global = true, env = "LABHOST_MY_IP", value_name = "ADDRESS")]
+    pub my_ip: Option<Ipv4Addr>,
+    /// ec2: whose instances these are, for accounts that several people share [default: the caller's identity].
+    #[arg(long, global = true, env = "LABHOST_OWNER", value_name = "NAME")]
+    pub owner: Option<String>,
+    /// ec2: act on the lab with this tag labhost:lab instead of this folder's.
+    #[arg(long, global = true, value_name = "ID")]
+    pub lab: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error, Kind,
@@ -19,6 +20,8 @@ use crate::{
     engine,
     error::Context as _,
     failure::Problem,
+    identity,
+    lab::{self, Lab},
     provider::{Instance, Provider, epoch_s, local::Local},
     recipe::Recipe,
     runner,
@@ -28,19 +31,57 @@ use crate::{
     units::Span,
 };
 
-/// The provider that the options name.
-pub fn provider(options: &Options, state_dir: &Path) -> Result<Box<dyn Provider>, Error> {
-    match options.provider.as_str() {
+/// How long a host may take to accept the login that moves its deadline.
+const EXTEND_WITHIN: Duration = Duration::from_secs(20);
+
+/// The provider that the options name, or else the one of the lab's last run, or else this machine.
+pub fn provider(options: &Options, state_dir: &Path, ui: &Arc<Ui>) -> Result<Arc<dyn Provider>, Error> {
+    match provider_name(options.provider.as_deref(), lab::provider_of(state_dir))?.as_str() {
         "local" => {
-            let exe = std::env::current_exe().context(Kind::Internal, || "find labhost's own program".to_owned())?;
-            Ok(Box::new(Local::new(state_dir, &exe)?))
+            let exe = std::env::current_exe()
+                .context(Kind::Internal, || "find labhost's own program".to_owned())?;
+            Ok(Arc::new(Local::new(state_dir, &exe)?))
         }
-        "ec2" => Err(Error::provider("this labhost was built without the ec2 provider").with_hint(
-            "Use `cargo lab-ec2 ...` in place of `cargo lab ...`, or install a labhost with everything: cargo install \
-             --locked --path host --features ec2",
-        )),
-        other => Err(Error::usage(format!("unknown provider `{other}`")).with_hint("It is `local` or `ec2`.")),
+        "ec2" => ec2(options, state_dir, ui),
+        other => {
+            Err(Error::usage(format!("unknown provider `{other}`")).with_hint("It is `local` or `ec2`."))
+        }
     }
+}
+
+/// A lab that exists stays with its provider: with another one its instances would be out of sight.
+fn provider_name(wished: Option<&str>, recorded: Option<String>) -> Result<String, Error> {
+    match (wished, recorded) {
+        (Some(wished), Some(recorded)) if wished != recorded => {
+            Err(Error::usage(format!("this folder's lab runs on {recorded}, not on {wished}")).with_hint(
+                "Remove it first (recipes/stop.rhai --confirm without --provider), or use another folder with --state DIR.",
+            ))
+        }
+        (Some(name), _) => Ok(name.to_owned()),
+        (None, recorded) => Ok(recorded.unwrap_or_else(|| "local".to_owned())),
+    }
+}
+
+#[cfg(feature = "ec2")]
+fn ec2(options: &Options, state_dir: &Path, ui: &Arc<Ui>) -> Result<Arc<dyn Provider>, Error> {
+    use crate::provider::ec2::{Ec2, Settings};
+    let ui = Arc::clone(ui);
+    let settings = Settings {
+        region: options.ec2.region.clone(),
+        my_ip: options.ec2.my_ip,
+        owner: options.ec2.owner.clone(),
+        lab: options.ec2.lab.clone(),
+        say: Arc::new(move |text| ui.note(text)),
+    };
+    Ok(Arc::new(Ec2::new(state_dir, settings)?))
+}
+
+#[cfg(not(feature = "ec2"))]
+fn ec2(_options: &Options, _state_dir: &Path, _ui: &Arc<Ui>) -> Result<Arc<dyn Provider>, Error> {
+    Err(Error::provider("this labhost was built without the ec2 provider").with_hint(
+        "Use `cargo lab-ec2 ...` in place of `cargo lab ...`, or install a labhost with everything: cargo install \
+         --locked --path host --features ec2",
+    ))
 }
 
 /// `labhost check`: prints what is wrong and fails, or says that nothing is.
@@ -167,8 +208,8 @@ fn details(functions: &[&Function], name: &str) -> Result<String, Error> {
 }
 
 /// `labhost status`.
-pub fn status(options: &Options, ui: &Ui) -> Result<(), Error> {
-    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost status".to_owned())?;
+pub fn status(options: &Options, ui: &Arc<Ui>) -> Result<(), Error> {
+    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost status".to_owned(), ui)?;
     let runtime = runner::runtime()?;
     let instances = runtime.block_on(lab.list())?;
     if instances.is_empty() {
@@ -178,11 +219,13 @@ pub fn status(options: &Options, ui: &Ui) -> Result<(), Error> {
     let rows: Vec<Value> = instances.iter().map(row).collect();
     ui.table(&rows, &["name", "id", "type", "state", "address", "cluster", "role"].map(str::to_owned));
     let expires = instances.iter().map(|instance| instance.expires_at_s).max().unwrap_or_default();
+    let types: Vec<_> = instances.iter().map(|instance| instance.instance_type.as_str()).collect();
     ui.info(&format!(
-        "{} instances on {}; they {}; no cost per hour",
+        "{} instances on {}; they {}; {}",
         instances.len(),
         lab.provider().name(),
-        ends(expires)
+        ends(expires),
+        lab.provider().cost(&types).note
     ));
     runtime.block_on(balancer_status(&instances, ui));
     Ok(())
@@ -242,8 +285,8 @@ fn backends(instances: &[Instance], cluster: &str, status: &Value) -> Vec<Value>
 }
 
 /// The instance with this name or id, and its SSH configuration written anew.
-fn host(options: &Options, name: &str) -> Result<(std::path::PathBuf, Instance), Error> {
-    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost ssh".to_owned())?;
+fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(std::path::PathBuf, Instance), Error> {
+    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost ssh".to_owned(), ui)?;
     let instances = runner::runtime()?.block_on(lab.list())?;
     let found = instances
         .iter()
@@ -264,8 +307,8 @@ fn host(options: &Options, name: &str) -> Result<(std::path::PathBuf, Instance),
 }
 
 /// `labhost ssh HOST [COMMAND]`: becomes `ssh`.
-pub fn ssh(options: &Options, name: &str, command: &[String]) -> Result<(), Error> {
-    let (config, instance) = host(options, name)?;
+pub fn ssh(options: &Options, name: &str, command: &[String], ui: &Arc<Ui>) -> Result<(), Error> {
+    let (config, instance) = host(options, name, ui)?;
     let mut ssh = Command::new("ssh");
     ssh.arg("-F").arg(config).arg(&instance.id);
     if !command.is_empty() {
@@ -275,20 +318,52 @@ pub fn ssh(options: &Options, name: &str, command: &[String]) -> Result<(), Erro
 }
 
 /// `labhost logs HOST SERVICE [--follow]`.
-pub fn logs(options: &Options, name: &str, service: &str, lines: u32, follow: bool) -> Result<(), Error> {
+pub fn logs(
+    options: &Options,
+    name: &str,
+    service: &str,
+    lines: u32,
+    follow: bool,
+    ui: &Arc<Ui>,
+) -> Result<(), Error> {
     let line =
         format!("labhost-service logs {} -n {lines}{}", ssh::quote(service), if follow { " -f" } else { "" });
-    ssh(options, name, &[line])
+    ssh(options, name, &[line], ui)
 }
 
 /// `labhost extend TTL`.
-pub fn extend(options: &Options, ttl: Span, ui: &Ui) -> Result<(), Error> {
-    let lab = runner::lab_at(options, runner::state_dir(options, None)?, format!("labhost extend {ttl}"))?;
+pub fn extend(options: &Options, ttl: Span, ui: &Arc<Ui>) -> Result<(), Error> {
+    let lab =
+        runner::lab_at(options, runner::state_dir(options, None)?, format!("labhost extend {ttl}"), ui)?;
     let runtime = runner::runtime()?;
-    if runtime.block_on(lab.list())?.is_empty() {
+    let instances = runtime.block_on(lab.list())?;
+    if instances.is_empty() {
         return Err(Error::usage("this lab has no instances to extend"));
     }
     let at = runtime.block_on(lab.extend(ttl.0))?;
+    if lab.provider().is_expiry_kept_on_instances() {
+        runtime.block_on(extend_on_instances(&lab, instances, at))?;
+    }
     ui.info(&format!("the instances {}", ends(at)));
     Ok(())
+}
+
+/// Moves the deadline that each instance keeps itself; all of them at once.
+async fn extend_on_instances(lab: &Lab, instances: Vec<Instance>, at: u64) -> Result<(), Error> {
+    let config = lab.dir().join("ssh_config");
+    let control_dir = identity::runtime_dir(lab.dir()).join("ssh");
+    let mut tasks = tokio::task::JoinSet::new();
+    for instance in instances {
+        let (config, control_dir) = (config.clone(), control_dir.clone());
+        tasks.spawn(async move {
+            let never = CancellationToken::new();
+            let session =
+                ssh::Session::connect(&instance, &config, &control_dir, EXTEND_WITHIN, &never).await?;
+            let line = format!("labhost-service expires {at}");
+            let done = session.run(&ssh::Command { line, check: true, ..ssh::Command::default() }).await;
+            session.close().await;
+            done.map(drop)
+        });
+    }
+    tasks.join_all().await.into_iter().collect()
 }

@@ -8,22 +8,28 @@ use labhost::{
     commands, doctor,
     failure::Problem,
     provider::local,
-    runner,
+    runner::{self, Outcome},
     ui::Ui,
 };
+
+/// The exit code of a `--plan` that found something to do.
+const WOULD_CHANGE: u8 = 10;
 
 fn main() -> ExitCode {
     let Cli { options, command } = cli::parse();
     let ui = Arc::new(Ui::new(options.json));
     let one = |result: Result<(), Error>| result.map_err(|error| vec![Problem::from(error)]);
     let result = match command {
-        Command::Recipe(words) => runner::run(&options, &words, &ui),
+        Command::Recipe(words) => match runner::run(&options, &words, &ui) {
+            Ok(Outcome::WouldChange) => return ExitCode::from(WOULD_CHANGE),
+            result => result.map(drop),
+        },
         Command::Check { recipe } => commands::check(&recipe, &ui),
         Command::Docs { name } => one(commands::docs(name.as_deref(), &ui)),
         Command::Status => one(commands::status(&options, &ui)),
-        Command::Ssh { host, command } => one(commands::ssh(&options, &host, &command)),
+        Command::Ssh { host, command } => one(commands::ssh(&options, &host, &command, &ui)),
         Command::Logs { host, service, follow, lines } => {
-            one(commands::logs(&options, &host, &service, lines, follow))
+            one(commands::logs(&options, &host, &service, lines, follow, &ui))
         }
         Command::Extend { ttl } => one(commands::extend(&options, ttl, &ui)),
         Command::Doctor => one(doctor::run(&ui)),

@@ -20,7 +20,7 @@ use crate::{
     lab::{Lab, Limits},
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
-    ui::Ui,
+    ui::{self, Ui},
 };
 
 /// Stack of the engine's thread: deep enough for the allowed call depth in a debug build.
@@ -28,8 +28,16 @@ const STACK_BYTES: usize = 64 << 20;
 /// After Ctrl-C the engine's thread is waited for this long; a creation under way may take 30 s of it.
 const END_WITHIN: Duration = Duration::from_secs(32);
 
+/// How a recipe ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// `--plan` found something that a run would change.
+    WouldChange,
+}
+
 /// Runs the recipe in `words[0]` with the other words as its arguments.
-pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<Problem>> {
+pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome, Vec<Problem>> {
     let command = format!("labhost {}", words.join(" "));
     let (name, words) =
         words.split_first().ok_or_else(|| vec![Error::usage("a recipe is missing").into()])?;
@@ -41,7 +49,7 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
     }
     if words.iter().any(|word| word == "--help" || word == "-h") {
         ui.info(&commands::recipe_help(&recipe, &checked.flags));
-        return Ok(());
+        return Ok(Outcome::Done);
     }
     let args = RecipeArgs::parse(words, &checked.flags).map_err(one)?;
     let state = state_dir(options, Some(&recipe)).map_err(one)?;
@@ -50,7 +58,10 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
     unsafe { std::env::set_var(identity::MARK, identity::lab_id(&state)) };
     let runtime = runtime().map_err(one)?;
     let cancel = CancellationToken::new();
-    let lab = lab_at(options, state, command).map_err(one)?;
+    let mut lab = lab_at(options, state, command, ui).map_err(one)?;
+    if options.plan {
+        lab.plan_only();
+    }
     let mut run = Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel, runtime.handle().clone());
     run.prune = options.prune;
     run.strict = options.strict;
@@ -68,7 +79,15 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<(), Vec<
     }
     // Whatever still runs in the background is abandoned rather than waited for.
     runtime.shutdown_background();
-    ended.unwrap_or_else(interrupted).map_err(|problem| vec![problem])
+    let result = ended.unwrap_or_else(interrupted);
+    result.map(|()| outcome(&run, options)).map_err(|problem| vec![problem])
+}
+
+/// Shows the plan, if this was one.
+fn outcome(run: &Run, options: &Options) -> Outcome {
+    let Some((rehearsal, cost)) = run.lab.rehearsal() else { return Outcome::Done };
+    ui::plan::show(&run.ui, &rehearsal, &cost, options.ttl, |kind| run.lab.provider().vcpus(kind));
+    if rehearsal.has_changes() { Outcome::WouldChange } else { Outcome::Done }
 }
 
 fn interrupted() -> Result<(), Problem> {
@@ -117,9 +136,10 @@ pub fn state_dir(options: &Options, recipe: Option<&Recipe>) -> Result<PathBuf, 
 }
 
 /// The lab at this state directory, with the provider that the options name.
-pub fn lab_at(options: &Options, dir: PathBuf, command: String) -> Result<Lab, Error> {
-    let provider = commands::provider(options, &dir)?;
-    let limits = Limits { ttl: options.ttl.0, instances_max: options.max_instances };
+pub fn lab_at(options: &Options, dir: PathBuf, command: String, ui: &Arc<Ui>) -> Result<Lab, Error> {
+    let provider = commands::provider(options, &dir, ui)?;
+    let limits =
+        Limits { ttl: options.ttl.0, instances_max: options.max_instances, hourly_max: options.max_hourly };
     Ok(Lab::new(dir, provider, command, limits))
 }
 
@@ -233,6 +253,8 @@ async fn say_what_exists(run: &Run) {
     let names: Vec<_> = instances.iter().map(|instance| instance.name.as_str()).collect();
     let expires = instances.iter().map(|instance| instance.expires_at_s).max().unwrap_or_default();
     run.ui.note(&format!("{} instances exist: {}", names.len(), names.join(", ")));
-    run.ui.note(&format!("they {}; local instances cost nothing", commands::ends(expires)));
+    let types: Vec<_> = instances.iter().map(|instance| instance.instance_type.as_str()).collect();
+    let cost = run.lab.provider().cost(&types).note;
+    run.ui.note(&format!("they {}; {cost}", commands::ends(expires)));
     run.ui.note("go on: run the same recipe again; remove them: labhost recipes/stop.rhai --confirm");
 }

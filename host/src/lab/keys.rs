@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use russh::keys::{Algorithm, HashAlg, PrivateKey, ssh_key::LineEnding};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey, ssh_key::LineEnding};
 
 use super::views::{make_dir, write_whole};
 use crate::{Error, Kind, error::Context as _};
@@ -31,25 +31,76 @@ pub fn path(dir: &Path, name: &str) -> PathBuf {
 pub fn ensure(dir: &Path, name: &str) -> Result<KeyPair, Error> {
     make_dir(dir)?;
     let path = path(dir, name);
-    let context = || format!("read key {}", path.display());
-    let private = match fs::read_to_string(&path) {
-        Ok(text) => PrivateKey::from_openssh(&text).context(Kind::Internal, context)?,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => create(&path)?,
-        Err(cause) => return Err(Error::internal(format!("{}: {cause}", context()))),
+    let private = match read(&path)? {
+        Some(private) => private,
+        None => create(&path)?,
     };
-    let public = private.public_key();
+    pair(path, private.public_key())
+}
+
+/// As [`ensure`], but a key pair that is missing is drawn and not kept.
+pub(super) fn read_or_draw(dir: &Path, name: &str) -> Result<KeyPair, Error> {
+    let path = path(dir, name);
+    let private = match read(&path)? {
+        Some(private) => private,
+        None => draw()?,
+    };
+    pair(path, private.public_key())
+}
+
+/// A key pair that the user has: `path` is its private half, in any form that OpenSSH reads.
+pub fn adopt(path: &Path) -> Result<KeyPair, Error> {
+    let context = || format!("read the public half of key {}", path.display());
+    let output = std::process::Command::new("ssh-keygen")
+        .args(["-y", "-P", "", "-f"])
+        .arg(path)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .context(Kind::Host, || "start ssh-keygen".to_owned())?;
+    if !output.status.success() {
+        return Err(Error::usage(context())
+            .with_detail(String::from_utf8_lossy(&output.stderr))
+            .with_hint("It must be a private key of mode 0600 without a passphrase."));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let public = PublicKey::from_openssh(text.trim()).context(Kind::Usage, context)?;
+    pair(path.to_owned(), &public)
+}
+
+fn pair(path: PathBuf, public: &PublicKey) -> Result<KeyPair, Error> {
     Ok(KeyPair {
-        public: public.to_openssh().context(Kind::Internal, context)?,
+        public: public
+            .to_openssh()
+            .context(Kind::Internal, || format!("write the public half of key {}", path.display()))?,
         fingerprint: public.fingerprint(HashAlg::Sha256).to_string(),
         path,
     })
 }
 
+fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
+    let context = || format!("read key {}", path.display());
+    match fs::read_to_string(path) {
+        Ok(text) => PrivateKey::from_openssh(&text).context(Kind::Internal, context).map(Some),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::internal(format!("{}: {cause}", context()))),
+    }
+}
+
+/// A new key, ed25519.
+pub fn draw() -> Result<PrivateKey, Error> {
+    PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519)
+        .context(Kind::Internal, || "draw a key".to_owned())
+}
+
+/// A key's private half in OpenSSH's form.
+pub fn secret(key: &PrivateKey) -> Result<String, Error> {
+    let text = key.to_openssh(LineEnding::LF).context(Kind::Internal, || "write a key".to_owned())?;
+    Ok(text.as_str().to_owned())
+}
+
 fn create(path: &Path) -> Result<PrivateKey, Error> {
-    let context = || format!("make key {}", path.display());
-    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).context(Kind::Internal, context)?;
-    let text = key.to_openssh(LineEnding::LF).context(Kind::Internal, context)?;
-    write_whole(path, text.as_bytes())?;
+    let key = draw()?;
+    write_whole(path, secret(&key)?.as_bytes())?;
     Ok(key)
 }
 

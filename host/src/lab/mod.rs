@@ -4,7 +4,7 @@
 //! renew the views. It knows providers only by their trait, and neither recipes nor SSH.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,38 +12,42 @@ use std::{
 };
 
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
+mod fleet;
 pub mod journal;
 pub mod keys;
+mod limits;
 pub mod lock;
 pub mod plan;
+mod record;
+mod rehearsal;
 pub mod views;
+
+pub use fleet::{Fleet, LaunchOptions};
+pub use limits::Limits;
+pub use record::provider_of;
+pub use rehearsal::Rehearsal;
 
 use crate::{
     Error, Kind,
-    provider::{Ingress, Instance, Launch, Provider, State, epoch_s},
+    provider::{Ingress, Instance, LoginKey, Provider, epoch_s},
     ssh,
 };
 use journal::{Journal, Phase, Record};
 use lock::Lock;
-use plan::Wish;
-
-/// What a run may cost: how long instances live and how many there may be.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub ttl: Duration,
-    pub instances_max: usize,
-}
+use record::RunFile;
 
 /// One lab: a state directory and the provider of its instances.
 pub struct Lab {
     dir: PathBuf,
-    provider: Box<dyn Provider>,
+    provider: Arc<dyn Provider>,
     command: String,
     limits: Limits,
     ledger: Mutex<Option<Arc<Ledger>>>,
     session: Mutex<Declared>,
+    /// Present when the lab only plans.
+    rehearsal: Option<Mutex<Rehearsal>>,
 }
 
 /// The right to change the lab, and the journal to say so in.
@@ -59,36 +63,21 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Declared {
     fleets: BTreeSet<String>,
-    key: Option<String>,
-    groups: BTreeMap<String, String>,
+    /// What is kept for later commands.
+    run: RunFile,
     retiring: Vec<(Instance, String)>,
     started: bool,
-}
-
-/// What became of a fleet.
-#[derive(Debug)]
-pub struct Fleet {
-    /// Its members, ordered by slot.
-    pub instances: Vec<Instance>,
-    /// Names of those that were launched now.
-    pub launched: Vec<String>,
-    /// Those that will be drained and terminated when the recipe has ended, with the reason.
-    pub retiring: Vec<(Instance, String)>,
-}
-
-/// The parts of a launch that are not the wish itself.
-#[derive(Debug, Clone, Default)]
-pub struct LaunchOptions {
-    pub key: String,
-    pub group: Option<String>,
-    pub image: Option<String>,
-    pub tags: BTreeMap<String, String>,
+    /// All instances as last seen; empty when nothing was looked at yet.
+    last: Vec<Instance>,
 }
 
 impl Lab {
     /// `dir` is the absolute state directory; nothing is created until a step needs it.
-    pub fn new(dir: PathBuf, provider: Box<dyn Provider>, command: String, limits: Limits) -> Self {
-        Self { dir, provider, command, limits, ledger: Mutex::default(), session: Mutex::default() }
+    pub fn new(dir: PathBuf, provider: Arc<dyn Provider>, command: String, limits: Limits) -> Self {
+        let mut run = RunFile::read(&dir);
+        run.provider = Some(provider.name().to_owned());
+        let session = Mutex::new(Declared { run, ..Declared::default() });
+        Self { dir, provider, command, limits, ledger: Mutex::default(), session, rehearsal: None }
     }
 
     #[must_use]
@@ -97,8 +86,8 @@ impl Lab {
     }
 
     #[must_use]
-    pub fn provider(&self) -> &dyn Provider {
-        &*self.provider
+    pub fn provider(&self) -> &Arc<dyn Provider> {
+        &self.provider
     }
 
     /// Takes the lock at the first call and keeps it until the lab is dropped. Errors with `Kind::Locked` when
@@ -115,6 +104,7 @@ impl Lab {
         let data =
             json!({ "command": self.command, "provider": self.provider.name(), "pid": std::process::id() });
         journal.append(Phase::Start, "run", None, data)?;
+        lock(&self.session).run.lab = Some(lab.clone());
         let ledger = Arc::new(Ledger { lock: held, journal, lab });
         *slot = Some(Arc::clone(&ledger));
         Ok(ledger)
@@ -123,102 +113,88 @@ impl Lab {
     /// The ledger, with the provider ready for changes.
     async fn active(&self) -> Result<Arc<Ledger>, Error> {
         let ledger = self.ledger()?;
-        if !lock(&self.session).started {
-            self.provider.start().await?;
-            lock(&self.session).started = true;
+        if self.prepare().await? {
+            // A later command must know the provider however early this one ends.
+            lock(&self.session).run.write(&self.dir)?;
         }
         Ok(ledger)
     }
 
-    /// Makes the login key exist here and at the provider. Returns the path of the private key.
-    pub async fn ensure_key(&self, name: &str) -> Result<keys::KeyPair, Error> {
+    /// Makes the provider ready, once. Returns whether it was not before.
+    async fn prepare(&self) -> Result<bool, Error> {
+        if lock(&self.session).started {
+            return Ok(false);
+        }
+        if self.is_planning() {
+            self.provider.look_around().await?;
+        } else {
+            self.provider.start().await?;
+        }
+        lock(&self.session).started = true;
+        Ok(true)
+    }
+
+    /// Makes the login key exist here and at the provider; with `adopt`, the file of a private key, the provider's
+    /// key of this name is used as it is.
+    pub async fn ensure_key(&self, name: &str, adopt: Option<&Path>) -> Result<keys::KeyPair, Error> {
+        if self.is_planning() {
+            let pair = adopt.map_or_else(|| self.trial_key(name), keys::adopt)?;
+            self.rehearse_key(login_key(name, &pair, adopt)).await?;
+            return Ok(pair);
+        }
         let ledger = self.active().await?;
         let intent = ledger.journal.intend("key_pair", json!({ "name": name }))?;
         let result = async {
-            let pair = keys::ensure(&self.dir.join("keys"), name)?;
-            self.provider.ensure_key(name, &pair.public).await?;
+            let pair = adopt.map_or_else(|| keys::ensure(&self.dir.join("keys"), name), keys::adopt)?;
+            self.provider.ensure_key(&login_key(name, &pair, adopt)).await?;
             Ok(pair)
         };
         let pair = intent.end(result.await, |pair| json!({ "fingerprint": pair.fingerprint }))?;
-        lock(&self.session).key = Some(name.to_owned());
+        let mut session = lock(&self.session);
+        session.run.key = Some(name.to_owned());
+        session.run.identity = adopt.map(|_| pair.path.clone());
         Ok(pair)
     }
 
-    pub async fn ensure_group(&self, name: &str, ingress: &[Ingress]) -> Result<(), Error> {
+    /// Makes the security group have exactly these rules. Returns its id.
+    pub async fn ensure_group(&self, name: &str, ingress: &[Ingress]) -> Result<String, Error> {
+        if self.is_planning() {
+            return self.rehearse_group(name, ingress).await;
+        }
         let ledger = self.active().await?;
         let intent = ledger.journal.intend("security_group", json!({ "name": name, "ingress": ingress }))?;
-        intent.end(self.provider.ensure_group(name, ingress).await, |()| json!(null))
+        let id = intent.end(self.provider.ensure_group(name, ingress).await, |id| json!({ "id": id }))?;
+        lock(&self.session).run.group_ids.insert(name.to_owned(), id.clone());
+        Ok(id)
     }
 
-    /// Makes the fleet be as wished, except that members to go only go in [`Lab::retire`].
-    pub async fn ensure_fleet(&self, wish: &Wish, options: LaunchOptions) -> Result<Fleet, Error> {
-        let ledger = self.active().await?;
-        let existing = self.provider.list().await?;
-        let plan = wish.plan(&existing);
-        self.check_ceiling(existing.len(), &plan.launch)?;
-        let mut instances = plan.keep;
-        let mut launched = Vec::new();
-        if !plan.launch.is_empty() {
-            let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&existing));
-            let made = self.launch(&ledger, launch).await?;
-            launched = made.iter().map(|instance| instance.name.clone()).collect();
-            instances.extend(made);
-            instances.sort_by_key(|instance| instance.slot);
-        }
-        self.note_fleet(wish, options.group, &plan.retire);
-        self.renew_views(&self.provider.list().await?)?;
-        Ok(Fleet { instances, launched, retiring: plan.retire })
-    }
-
-    /// Launches, recorded. A token whose instances are gone by now is spent: the launch is made with the next one.
-    async fn launch(&self, ledger: &Ledger, mut launch: Launch) -> Result<Vec<Instance>, Error> {
-        const TOKENS_MAX: u32 = 5;
-        for _ in 0..TOKENS_MAX {
-            let intent = ledger.journal.intend("launch", json!(launch))?;
-            let made = intent.end(self.provider.launch(&launch).await, |made| json!({ "ids": ids(made) }))?;
-            if made.iter().all(plan::is_alive) {
-                return Ok(made);
-            }
-            launch.token = token(&[&launch.token, "next"]);
-        }
-        Err(Error::provider(format!(
-            "launch of {}: its instances end as soon as they are made",
-            launch.fleet
-        )))
-    }
-
-    fn note_fleet(&self, wish: &Wish, group: Option<String>, retire: &[(Instance, String)]) {
-        let mut session = lock(&self.session);
-        session.fleets.insert(wish.fleet.clone());
-        if let Some(group) = group {
-            session.groups.insert(wish.fleet.clone(), group);
-        }
-        session.retiring.extend_from_slice(retire);
-    }
-
-    fn check_ceiling(&self, existing: usize, launch: &[u32]) -> Result<(), Error> {
-        let total = existing + launch.len();
-        if launch.is_empty() || total <= self.limits.instances_max {
-            return Ok(());
-        }
-        let message = format!(
-            "launch {} instances: with the {existing} that exist there would be {total}, and the ceiling is {}",
-            launch.len(),
-            self.limits.instances_max
-        );
-        Err(Error::provider(message)
-            .with_hint(format!("Raise it with --max-instances {total} if that is meant.")))
-    }
-
-    /// All members of a lab end together, so a later launch takes the time of the first.
-    fn expiry(&self, existing: &[Instance]) -> u64 {
-        let fresh = epoch_s(SystemTime::now() + self.limits.ttl);
-        existing.iter().map(|instance| instance.expires_at_s).max().unwrap_or(fresh)
+    /// The id of the image called `name`; the one that an earlier run found, if any.
+    pub async fn image(&self, name: &str) -> Result<String, Error> {
+        let before = lock(&self.session).run.images.get(name).cloned();
+        let id = self.provider.image(name, before.as_deref()).await?;
+        lock(&self.session).run.images.insert(name.to_owned(), id.clone());
+        Ok(id)
     }
 
     /// Every instance of the lab, fresh from the provider.
     pub async fn list(&self) -> Result<Vec<Instance>, Error> {
-        self.provider.list().await
+        let listed = self.provider.list().await?;
+        lock(&self.session).last.clone_from(&listed);
+        Ok(listed)
+    }
+
+    /// Every instance of the lab as last seen by this process, for what need not be fresh.
+    pub async fn last_seen(&self) -> Result<Vec<Instance>, Error> {
+        let last = lock(&self.session).last.clone();
+        if last.is_empty() { self.list().await } else { Ok(last) }
+    }
+
+    /// Waits until these run, and renews the views; see [`Provider::wait_running`].
+    pub async fn wait_running(&self, ids: &[String], deadline: Instant) -> Result<Vec<Instance>, Error> {
+        let running = self.provider.wait_running(ids, deadline).await?;
+        let all = merged(self.last_seen().await?, &running);
+        self.renew_views(&all)?;
+        Ok(running)
     }
 
     /// Takes over the members that this recipe's fleets no longer need, and those of fleets that it does not
@@ -241,11 +217,14 @@ impl Lab {
         if instances.is_empty() {
             return Ok(());
         }
+        if self.is_planning() {
+            return self.rehearse_retirement(instances).await;
+        }
         let ledger = self.active().await?;
         let ids = ids(instances);
         let intent = ledger.journal.intend("terminate", json!({ "ids": ids }))?;
         intent.end(self.provider.terminate(&ids).await, |()| json!(null))?;
-        self.renew_views(&self.provider.list().await?)
+        self.renew_views(&self.list().await?)
     }
 
     /// Moves the time at which the lab ends by itself to `ttl` from now. Returns it in seconds since the epoch.
@@ -254,30 +233,31 @@ impl Lab {
         let expires_at_s = epoch_s(SystemTime::now() + ttl);
         let intent = ledger.journal.intend("extend", json!({ "expires_at_s": expires_at_s }))?;
         intent.end(self.provider.extend(expires_at_s).await, |()| json!(null))?;
-        self.renew_views(&self.provider.list().await?)?;
+        self.renew_views(&self.list().await?)?;
         Ok(expires_at_s)
     }
 
     /// Writes instances.json, lb.json, run.json and the SSH configuration anew.
     pub fn renew_views(&self, instances: &[Instance]) -> Result<(), Error> {
-        let session = lock(&self.session);
+        if self.is_planning() {
+            return Ok(());
+        }
+        let mut session = lock(&self.session);
+        session.last = instances.to_vec();
+        let run = &mut session.run;
         views::write_json(&self.dir.join("instances.json"), &instances)?;
         let balancer = instances.iter().rev().find(|instance| instance.role.as_deref() == Some("balancer"));
         if let Some(instance) = balancer {
-            let group = session.groups.get(&instance.fleet).map(String::as_str);
+            let group = run.groups.get(&instance.fleet);
+            let group = group.map(|name| run.group_ids.get(name).unwrap_or(name).as_str());
             if let Some(view) = views::BalancerView::of(instance, group) {
                 views::write_json(&self.dir.join("lb.json"), &view)?;
             }
         }
-        let expires_at_s = instances.iter().map(|instance| instance.expires_at_s).max();
-        let lab = lock(&self.ledger).as_ref().map(|ledger| ledger.lab.clone());
-        let run = json!({
-            "format": 1, "lab": lab, "provider": self.provider.name(), "expires_at_s": expires_at_s,
-            "key": session.key, "groups": session.groups,
-        });
-        views::write_json(&self.dir.join("run.json"), &run)?;
-        let identity = keys::path(&self.dir.join("keys"), session.key.as_deref().unwrap_or("lab"));
-        ssh::write_config(&self.dir, instances, &identity)
+        run.expires_at_s = instances.iter().map(|instance| instance.expires_at_s).max();
+        run.write(&self.dir)?;
+        let own = || keys::path(&self.dir.join("keys"), run.key.as_deref().unwrap_or("lab"));
+        ssh::write_config(&self.dir, instances, &run.identity.clone().unwrap_or_else(own))
     }
 
     /// What [`Lab::destroy`] would remove, in words, one line each.
@@ -294,6 +274,10 @@ impl Lab {
     /// Removes everything this lab made except benchmark results. Errors with `Kind::Teardown` and the names of
     /// what is left; the state is then kept for another try.
     pub async fn destroy(&self, keep_bootstrap: bool) -> Result<(), Error> {
+        if self.is_planning() {
+            self.rehearse_destruction(self.remains().await?);
+            return Ok(());
+        }
         let ledger = self.ledger()?;
         let intent = ledger.journal.intend("destroy", json!({ "keep_bootstrap": keep_bootstrap }))?;
         let left = match self.provider.destroy(keep_bootstrap).await {
@@ -335,7 +319,7 @@ impl Lab {
 /// What a lab leaves under its state directory, apart from its lock and from benchmark results: also what a labhost
 /// left that was killed while it wrote one of them (`.NAME.` and something more).
 fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 12] = [
         "instances.json",
         "lb.json",
         "run.json",
@@ -346,6 +330,7 @@ fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
         "keys",
         "logs",
         "local",
+        "ec2",
         "state",
     ];
     let half_written = |name: &str| {
@@ -370,52 +355,20 @@ fn identity(journal: &Journal) -> Result<String, Error> {
     Ok(lab)
 }
 
-/// The request for these slots. Its token depends on the launches of this fleet that are known to be done, so a
-/// launch whose answer was lost is asked for again with the same token and made only once.
-fn launch_of(
-    ledger: &Ledger,
-    wish: &Wish,
-    slots: Vec<u32>,
-    options: LaunchOptions,
-    expires_at_s: u64,
-) -> Launch {
-    let records = ledger.journal.records();
-    let ours = |of: Option<u64>| {
-        records.iter().any(|record| Some(record.line) == of && record.data["fleet"] == wish.fleet.as_str())
-    };
-    let generation = records
-        .iter()
-        .filter(|record| record.phase == Phase::Done && record.step == "launch" && ours(record.of))
-        .count();
-    let (slots_text, generation) = (format!("{slots:?}"), generation.to_string());
-    Launch {
-        token: token(&[&ledger.lab, &wish.fleet, &wish.instance_type, &slots_text, &generation]),
-        fleet: wish.fleet.clone(),
-        instance_type: wish.instance_type.clone(),
-        slots,
-        cluster: wish.cluster.clone(),
-        role: wish.role.clone(),
-        key: options.key,
-        group: options.group,
-        image: options.image,
-        tags: options.tags,
-        expires_at_s,
-    }
+fn login_key(name: &str, pair: &keys::KeyPair, adopt: Option<&Path>) -> LoginKey {
+    LoginKey { name: name.to_owned(), public: pair.public.clone(), adopt: adopt.is_some() }
 }
 
-/// 32 hexadecimal digits that follow from these parts.
-fn token(parts: &[&str]) -> String {
-    Sha256::digest(parts.join("|")).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+/// `all` with newer sights of some of them, ordered by fleet and slot.
+fn merged(mut all: Vec<Instance>, newer: &[Instance]) -> Vec<Instance> {
+    all.retain(|instance| newer.iter().all(|it| it.id != instance.id));
+    all.extend_from_slice(newer);
+    all.sort_by(|one, other| (&one.fleet, one.slot, &one.id).cmp(&(&other.fleet, other.slot, &other.id)));
+    all
 }
 
 fn ids(instances: &[Instance]) -> Vec<String> {
     instances.iter().map(|instance| instance.id.clone()).collect()
-}
-
-/// Whether an instance can be reached: it runs and has an address.
-#[must_use]
-pub fn is_running(instance: &Instance) -> bool {
-    instance.state == State::Running && instance.public_ip.is_some()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -425,6 +378,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use crate::provider::State;
 
     /// A running instance with a recognisable id.
     pub(crate) fn instance(fleet: &str, slot: u32, instance_type: &str, cluster: Option<&str>) -> Instance {

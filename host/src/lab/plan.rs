@@ -29,10 +29,13 @@ impl Wish {
         instance.instance_type == self.instance_type
             && instance.cluster == self.cluster
             && instance.role == self.role
+            && !instance.host_key.is_empty()
     }
 
     fn misfit(&self, instance: &Instance) -> String {
-        if instance.instance_type == self.instance_type {
+        if instance.host_key.is_empty() {
+            "its host key was lost with the lab's state, so nobody can log in safely".to_owned()
+        } else if instance.instance_type == self.instance_type {
             let was = instance.cluster.as_deref().unwrap_or("none");
             let wanted = self.cluster.as_deref().unwrap_or("none");
             format!("cluster or role changed from {was} to {wanted}")
@@ -118,6 +121,14 @@ mod tests {
         let plan = wish("t2.small", 1).plan(&[member(1)]);
         assert_eq!(plan.launch, [1]);
         assert!(plan.retire[0].1.contains("t2.micro to t2.small"), "{:?}", plan.retire);
+    }
+
+    #[test]
+    fn member_whose_host_key_is_lost_is_replaced() {
+        let lost = Instance { host_key: String::new(), ..member(1) };
+        let plan = wish("t2.micro", 1).plan(&[lost]);
+        assert_eq!(plan.launch, [1]);
+        assert!(plan.retire[0].1.contains("host key"), "{:?}", plan.retire);
     }
 
     #[test]

@@ -32,6 +32,9 @@ fn measure(run: &Run, url: &str, options: &bench::Options) -> Result<Report, Err
         last.set((progress.done, progress.errors));
         task.tell(&format!("{} requests, {} errors", progress.done, progress.errors));
     };
+    if run.lab.is_planning() {
+        return Err(Error::usage("a benchmark cannot be planned").with_hint("Run the recipe without --plan."));
+    }
     let result = run.wait(bench::http(url, options, &progress));
     match &result {
         Ok(_) => task.done(&format!("{} requests, {} errors", last.get().0, last.get().1)),

@@ -14,6 +14,10 @@ pub(super) fn register(engine: &mut Engine) {
 fn build(context: &NativeCallContext<'_>, names: &[String]) -> Result<Vec<String>, Error> {
     let run = run(context)?;
     let what = names.join(", ");
+    if run.lab.is_planning() {
+        run.ui.note(&format!("would build {what}"));
+        return Ok(names.to_vec());
+    }
     run.ui.note(&format!("building {what} (the first time takes about a minute)"));
     let task = run.ui.task("build", &what);
     match run.wait(programs::build(&run.root, names)) {

@@ -12,11 +12,10 @@ use tokio::time::Instant;
 use super::{Host, Run, fleet, options, run};
 use crate::{
     Error, Kind,
-    lab::{self, LaunchOptions, plan::Wish},
+    lab::{LaunchOptions, plan::Wish},
     options::Options,
     options_map,
-    provider::{Ingress, Instance, epoch_s},
-    ui::report::nearest,
+    provider::{Ingress, epoch_s},
     units::Span,
 };
 
@@ -26,14 +25,16 @@ type Raw<T> = Result<T, Box<EvalAltResult>>;
 const COUNT_MAX: u32 = 200;
 /// How long `wait` waits unless told otherwise.
 const WAIT_WITHIN: Duration = Duration::from_secs(300);
-/// Pause between two looks at instances that are still pending.
-const POLL_EVERY: Duration = Duration::from_millis(200);
 
 options_map! {
     /// Options of `ec2::key_pair`.
     struct KeyPair {
         /// Lower-case letters, digits, `-` and `_`.
         name: String,
+        /// The file of a private key that the provider knows under this name already (for example a Learner Lab's
+        /// `vockey`); it is used as it is and never removed.
+        #[serde(default)]
+        adopt: Option<String>,
     }
 }
 
@@ -147,17 +148,6 @@ fn check_name(function: &str, name: &str) -> Result<(), Error> {
         .with_hint("Use up to 40 lower-case letters, digits and `-`."))
 }
 
-fn check_type(run: &Run, instance_type: &str) -> Result<(), Error> {
-    let known = run.lab.provider().instance_types();
-    if known.contains(&instance_type) {
-        return Ok(());
-    }
-    let near = nearest(instance_type, known.iter().copied());
-    let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
-    Err(Error::new(Kind::Recipe, format!("unknown instance type `{instance_type}`"))
-        .with_hint(format!("{near}Known are {}.", known.join(", "))))
-}
-
 fn check_fleet(run: &Run, options: &Instances) -> Result<(), Error> {
     check_name("ec2::instances", &options.name)?;
     for name in options.cluster.iter().chain(&options.role).chain(&options.key).chain(&options.group) {
@@ -167,7 +157,7 @@ fn check_fleet(run: &Run, options: &Instances) -> Result<(), Error> {
         let message = format!("ec2::instances: {} members of {} are too many", options.count, options.name);
         return Err(Error::new(Kind::Recipe, message).with_hint(format!("A fleet has at most {COUNT_MAX}.")));
     }
-    check_type(run, &options.r#type)
+    run.wait(run.lab.provider().check_type(&options.r#type))
 }
 
 fn ensure_instances(run: &Arc<Run>, options: Instances) -> Result<Vec<Host>, Error> {
@@ -200,22 +190,9 @@ fn ensure_instances(run: &Arc<Run>, options: Instances) -> Result<Vec<Host>, Err
 
 /// Waits until all are running, in one poll for all of them.
 async fn wait_running(run: &Run, hosts: &[Host], deadline: Instant) -> Result<Vec<Host>, Error> {
-    loop {
-        let listed = run.lab.list().await?;
-        let found: Vec<&Instance> =
-            hosts.iter().filter_map(|host| listed.iter().find(|instance| instance.id == host.0.id)).collect();
-        if found.len() == hosts.len() && found.iter().all(|instance| lab::is_running(instance)) {
-            run.lab.renew_views(&listed)?;
-            return Ok(found.into_iter().cloned().map(Host::from).collect());
-        }
-        if Instant::now() >= deadline {
-            let running = |host: &&Host| !found.iter().any(|i| i.id == host.0.id && lab::is_running(i));
-            let names: Vec<_> = hosts.iter().filter(running).map(|host| host.0.name.as_str()).collect();
-            return Err(Error::host(format!("wait for {}: still not running", names.join(", ")))
-                .with_hint("Raise `timeout` of ec2::wait, or look at `labhost status`."));
-        }
-        tokio::time::sleep(POLL_EVERY).await;
-    }
+    let ids: Vec<_> = hosts.iter().map(|host| host.0.id.clone()).collect();
+    let running = run.lab.wait_running(&ids, deadline).await?;
+    Ok(running.into_iter().map(Host::from).collect())
 }
 
 fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>, Error> {
@@ -223,6 +200,9 @@ fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>,
     if !["running", "ssh"].contains(&state) {
         return Err(Error::new(Kind::Recipe, format!("ec2::wait: `state` cannot be {state:?}"))
             .with_hint("It is \"running\" or \"ssh\"."));
+    }
+    if run.lab.is_planning() {
+        return Ok(hosts.to_vec());
     }
     let deadline = Instant::now() + options.timeout.map_or(WAIT_WITHIN, |timeout| timeout.0);
     let hosts = run.wait(wait_running(run, hosts, deadline))?;
@@ -234,7 +214,12 @@ fn wait_for(run: &Arc<Run>, hosts: &[Host], options: &Wait) -> Result<Vec<Host>,
                 let run = Arc::clone(run);
                 tasks.spawn(async move { run.sessions.connect(&host.0, left).await.map(drop) });
             }
-            tasks.join_all().await.into_iter().collect::<Result<Vec<()>, Error>>()
+            tasks.join_all().await.into_iter().collect::<Result<Vec<()>, Error>>()?;
+            if run.sessions.has_welcomed() {
+                // A first login has changed what is to be pinned.
+                run.lab.renew_views(&run.lab.list().await?)?;
+            }
+            Ok(())
         };
         run.wait(connect)?;
     }
@@ -259,8 +244,16 @@ fn list_matching(run: &Run, filter: &Filter) -> Result<Vec<Host>, Error> {
 
 fn destroy_lab(run: &Run, options: &Destroy) -> Result<bool, Error> {
     let remains = run.wait(run.lab.remains())?;
+    if run.lab.is_planning() {
+        run.wait(run.lab.destroy(options.keep_bootstrap))?;
+        return Ok(!remains.is_empty());
+    }
     if remains.is_empty() {
-        run.ui.info("nothing to do: this lab has nothing left");
+        let name = run.lab.provider().name();
+        let other = if name == "ec2" { "local" } else { "ec2" };
+        run.ui.info(&format!(
+            "nothing to do: this lab has nothing left on {name} ({other} was not looked at; --provider {other} does)"
+        ));
         return Ok(false);
     }
     if !options.confirm {
@@ -288,13 +281,16 @@ mod functions {
     use super::*;
 
     /// Makes a login key: generated here, 0600 under artifacts/keys, its public half given to the provider.
-    /// Options: `name`. Returns `#{ name, path, fingerprint }`.
+    /// Options: `name`; `adopt` (the file of a private key that the provider knows under this name already; it is
+    /// never removed). Returns `#{ name, path, fingerprint }`.
     #[rhai_fn(return_raw)]
     pub fn key_pair(context: NativeCallContext, options: Map) -> Raw<Map> {
         let run = run(&context)?;
         let options: KeyPair = options::decode("ec2::key_pair", options)?;
         check_name("ec2::key_pair", &options.name)?;
-        let pair = run.change("the import of the key", run.lab.ensure_key(&options.name))?;
+        let adopt = options.adopt.as_deref().map(|path| run.path(path));
+        let pair =
+            run.change("the import of the key", run.lab.ensure_key(&options.name, adopt.as_deref()))?;
         Ok(Map::from([
             ("name".into(), options.name.into()),
             ("path".into(), pair.path.display().to_string().into()),
@@ -304,14 +300,14 @@ mod functions {
 
     /// Makes a security group have exactly these rules. Options: `name`, `ingress` (list of `#{ port, from }`; `from`
     /// is `"me"`, `"any"`, `"group:NAME"` or a CIDR block). Local instances are reachable from this machine only,
-    /// whatever the rules. Returns `#{ name }`.
+    /// whatever the rules. Returns `#{ name, id }`.
     #[rhai_fn(return_raw)]
     pub fn security_group(context: NativeCallContext, options: Map) -> Raw<Map> {
         let run = run(&context)?;
         let options: SecurityGroup = options::decode("ec2::security_group", options)?;
         check_name("ec2::security_group", &options.name)?;
-        run.change("the security group", run.lab.ensure_group(&options.name, &options.ingress))?;
-        Ok(Map::from([("name".into(), options.name.into())]))
+        let id = run.change("the security group", run.lab.ensure_group(&options.name, &options.ingress))?;
+        Ok(Map::from([("name".into(), options.name.into()), ("id".into(), id.into())]))
     }
 
     /// Finds the image that instances boot from. Options: `name`. Returns `#{ name, id }`; local instances have the
@@ -320,7 +316,7 @@ mod functions {
     pub fn image(context: NativeCallContext, options: Map) -> Raw<Map> {
         let run = run(&context)?;
         let options: Image = options::decode("ec2::image", options)?;
-        let id = run.wait(run.lab.provider().image(&options.name))?;
+        let id = run.wait(run.lab.image(&options.name))?;
         Ok(Map::from([("name".into(), options.name.into()), ("id".into(), id.into())]))
     }
 
@@ -379,15 +375,16 @@ mod functions {
         Ok(destroy_lab(&run, &options)?)
     }
 
-    /// What the lab costs: `#{ instances, usd_per_hour, note }`. Local instances cost nothing.
+    /// What the lab costs: `#{ instances, usd_per_hour, note }`; `usd_per_hour` is `()` when the price of a type is
+    /// not known. Local instances cost nothing.
     #[rhai_fn(return_raw)]
     pub fn cost(context: NativeCallContext) -> Raw<Map> {
         let run = run(&context)?;
-        let count = run.wait(run.lab.list())?.len() as i64;
+        let (count, cost) = run.wait(run.lab.cost())?;
         Ok(Map::from([
-            ("instances".into(), count.into()),
-            ("usd_per_hour".into(), 0.0.into()),
-            ("note".into(), "local instances cost nothing".into()),
+            ("instances".into(), (count as i64).into()),
+            ("usd_per_hour".into(), cost.usd_per_hour.map_or(Dynamic::UNIT, Dynamic::from)),
+            ("note".into(), cost.note.into()),
         ]))
     }
 
@@ -397,7 +394,12 @@ mod functions {
     pub fn extend(context: NativeCallContext, ttl: &str) -> Raw<i64> {
         let run = run(&context)?;
         let ttl: Span = ttl.parse().map_err(|cause: String| Error::new(Kind::Recipe, cause))?;
-        Ok(run.change("the extension", run.lab.extend(ttl.0))? as i64)
+        let at = run.change("the extension", run.lab.extend(ttl.0))?;
+        if run.lab.provider().is_expiry_kept_on_instances() {
+            let hosts = run.wait(run.lab.list())?.into_iter().map(Host::from).collect();
+            fleet::exec(&context, hosts, &format!("labhost-service expires {at}"), Map::new())?;
+        }
+        Ok(at as i64)
     }
 
     /// What the lab runs on: `#{ provider, expires_in, expires_in_s }`, for example `"1h59m"`; the last two are `()`
@@ -405,7 +407,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn info(context: NativeCallContext) -> Raw<Map> {
         let run = run(&context)?;
-        let expires = run.wait(run.lab.list())?.iter().map(|instance| instance.expires_at_s).max();
+        let expires = run.wait(run.lab.last_seen())?.iter().map(|instance| instance.expires_at_s).max();
         let left = expires.map(|at| at.saturating_sub(epoch_s(SystemTime::now())));
         let text = left.map(|left| Span(Duration::from_secs(left)).to_string());
         Ok(Map::from([

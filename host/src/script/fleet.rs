@@ -24,13 +24,17 @@ pub(super) fn register(engine: &mut Engine) {
 }
 
 /// Runs `work` on all hosts in parallel. One failure is handed on as it is; several become one error that names
-/// every host.
+/// every host. When only planning, the work is named and its results are empty.
 pub(super) fn each<T, F, W>(run: &Arc<Run>, hosts: &[Host], what: &str, work: W) -> Result<Vec<T>, Error>
 where
-    T: Send + 'static,
+    T: Default + Send + 'static,
     F: Future<Output = Result<T, Error>> + Send,
     W: Fn(Session, Host) -> F + Send + Sync + Clone + 'static,
 {
+    if run.lab.is_planning() {
+        run.ui.note(&format!("would {what} on {} hosts", hosts.len()));
+        return Ok(hosts.iter().map(|_| T::default()).collect());
+    }
     let all = async {
         let slots = Arc::new(Semaphore::new(HOSTS_AT_ONCE));
         let mut tasks = JoinSet::new();
@@ -92,13 +96,16 @@ pub(super) fn each_recorded<T, F, W>(
     work: W,
 ) -> Result<Vec<T>, Error>
 where
-    T: Send + 'static,
+    T: Default + Send + 'static,
     F: Future<Output = Result<T, Error>> + Send,
     W: Fn(Session, Host) -> F + Send + Sync + Clone + 'static,
 {
+    let what = format!("{step} {}", data["what"].as_str().unwrap_or_default());
+    if run.lab.is_planning() {
+        return each(run, hosts, &what, work);
+    }
     let ledger = run.lab.ledger()?;
     let names: Vec<_> = hosts.iter().map(|host| host.0.name.as_str()).collect();
-    let what = format!("{step} {}", data["what"].as_str().unwrap_or_default());
     let intent = ledger.journal.intend(step, json!({ "hosts": names, "of": data }))?;
     intent.end(each(run, hosts, &what, work), |_| json!(null))
 }

@@ -71,7 +71,7 @@ impl Run {
         cancel: CancellationToken,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        let sessions = sessions::Sessions::new(lab.dir(), cancel.clone());
+        let sessions = sessions::Sessions::new(Arc::clone(lab.provider()), lab.dir(), cancel.clone());
         Self {
             lab,
             ui,

@@ -61,6 +61,7 @@ options_map! {
 }
 
 /// What became of a service on one host.
+#[derive(Default)]
 struct Ensured {
     changed: bool,
     state: String,

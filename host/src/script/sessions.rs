@@ -3,20 +3,30 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, identity, provider::Instance, ssh::Session};
+use crate::{
+    Error, Kind, identity,
+    provider::{Instance, Provider},
+    ssh::Session,
+};
 
 /// The connections of a run; at most one per instance.
 pub(super) struct Sessions {
+    provider: Arc<dyn Provider>,
     config: PathBuf,
     control_dir: PathBuf,
     cancel: CancellationToken,
+    /// Whether a first login has changed an instance's host key since this was last asked.
+    welcomed: AtomicBool,
     open: Mutex<HashMap<String, Arc<OnceCell<Session>>>>,
 }
 
@@ -24,9 +34,16 @@ pub(super) struct Sessions {
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
 impl Sessions {
-    pub(super) fn new(state_dir: &Path, cancel: CancellationToken) -> Self {
+    pub(super) fn new(provider: Arc<dyn Provider>, state_dir: &Path, cancel: CancellationToken) -> Self {
         let control_dir = identity::runtime_dir(state_dir).join("ssh");
-        Self { config: state_dir.join("ssh_config"), control_dir, cancel, open: Mutex::default() }
+        Self {
+            provider,
+            config: state_dir.join("ssh_config"),
+            control_dir,
+            cancel,
+            welcomed: AtomicBool::new(false),
+            open: Mutex::default(),
+        }
     }
 
     /// The connection to this instance, made within the default time if there is none yet.
@@ -39,8 +56,31 @@ impl Sessions {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(open.entry(instance.id.clone()).or_default())
         };
-        let connect = || Session::connect(instance, &self.config, &self.control_dir, within, &self.cancel);
-        cell.get_or_try_init(connect).await.cloned()
+        cell.get_or_try_init(|| self.log_in(instance, within)).await.cloned()
+    }
+
+    /// Whether host keys have changed, so that the SSH configuration must be written anew; asking forgets it.
+    pub(super) fn has_welcomed(&self) -> bool {
+        self.welcomed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Logs in, and lets the provider do what it does at each login. A failure is shown with what the instance says
+    /// of itself.
+    async fn log_in(&self, instance: &Instance, within: Duration) -> Result<Session, Error> {
+        let login = Session::connect(instance, &self.config, &self.control_dir, within, &self.cancel).await;
+        match login {
+            Ok(session) => {
+                let has_changed = self.provider.welcome(instance, &session).await?;
+                self.welcomed.fetch_or(has_changed, Ordering::AcqRel);
+                Ok(session)
+            }
+            Err(error) if error.kind == Kind::Host && error.detail.is_none() => {
+                // What cannot be found out is no reason to hide the failure itself.
+                let said = self.provider.diagnose(&instance.id).await.ok().flatten();
+                Err(error.with_detail(said.unwrap_or_default()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn close(&self) {

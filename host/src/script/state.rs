@@ -29,6 +29,9 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn save(context: NativeCallContext, name: &str, value: Dynamic) -> Raw<()> {
         let run = run(&context)?;
+        if run.lab.is_planning() {
+            return Ok(());
+        }
         run.lab.ledger()?;
         let dir = run.lab.dir().join("state");
         views::make_dir(&dir)?;

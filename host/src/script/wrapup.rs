@@ -39,6 +39,9 @@ pub fn wrap_up(run: &Run) -> Result<(), Error> {
     if going.is_empty() {
         return Ok(());
     }
+    if run.lab.is_planning() {
+        return run.wait(run.lab.retire(&going));
+    }
     let serving = run.wait(drain(run, &going))?;
     let (kept, gone): (Vec<_>, Vec<_>) =
         going.into_iter().partition(|instance| serving.contains(&instance.id));

@@ -83,7 +83,7 @@ impl Command {
 }
 
 /// What a command that ran to its end gave back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Output {
     /// Exit status; 128 plus the signal's number where a signal ended the command, as shells say it.
     pub code: i32,

@@ -33,9 +33,11 @@ pub fn write_config(state_dir: &Path, instances: &[Instance], identity: &Path) -
     let common = common_options(&path_word(&absolute(identity)?)?, &path_word(&known_hosts)?);
     let mut config = String::from("# Written by labhost; changes are lost. Use: ssh -F THIS_FILE NAME\n");
     let mut keys = String::new();
-    for instance in instances.iter().filter(|instance| instance.public_ip.is_some()) {
+    for instance in instances.iter().filter(|instance| is_reachable(instance)) {
         check_words(instance)?;
-        let _ = writeln!(keys, "{} {}", instance.id, host_key(instance)?);
+        for key in instance.host_key.lines() {
+            let _ = writeln!(keys, "{} {}", instance.id, host_key(instance, key)?);
+        }
         config.push_str(&host_entry(instance, &aliases(instance, instances), &common));
     }
     let mut builder = fs::DirBuilder::new();
@@ -43,6 +45,11 @@ pub fn write_config(state_dir: &Path, instances: &[Instance], identity: &Path) -
     builder.create(&state_dir).context(Kind::Internal, || format!("create {}", state_dir.display()))?;
     replace(&known_hosts, &keys)?;
     replace(&state_dir.join("ssh_config"), &config)
+}
+
+/// An instance whose host key was lost has no entry: nobody could tell it from another machine.
+fn is_reachable(instance: &Instance) -> bool {
+    instance.public_ip.is_some() && !instance.host_key.is_empty()
 }
 
 fn aliases<'a>(instance: &'a Instance, all: &'a [Instance]) -> Vec<&'a str> {
@@ -108,20 +115,21 @@ fn check_words(instance: &Instance) -> Result<(), Error> {
 }
 
 /// The pinned key in OpenSSH's form without a comment; parsed, so that nothing else can slip into the file.
-fn host_key(instance: &Instance) -> Result<String, Error> {
-    let key = parse_key(instance)?;
+fn host_key(instance: &Instance, key: &str) -> Result<String, Error> {
+    let key = parse_key(instance, key)?;
     let text = key.to_openssh().context(Kind::Internal, || format!("host key of {}", instance.name))?;
     Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// `SHA256:...` of the pinned host key, as `ssh` prints fingerprints.
+/// `SHA256:...` of the pinned host key, as `ssh` prints fingerprints; of several, joined by `or`.
 pub(crate) fn fingerprint(instance: &Instance) -> Result<String, Error> {
-    Ok(parse_key(instance)?.fingerprint(HashAlg::Sha256).to_string())
+    let print = |key: &str| Ok(parse_key(instance, key)?.fingerprint(HashAlg::Sha256).to_string());
+    Ok(instance.host_key.lines().map(print).collect::<Result<Vec<_>, Error>>()?.join(" or "))
 }
 
-fn parse_key(instance: &Instance) -> Result<PublicKey, Error> {
-    PublicKey::from_openssh(&instance.host_key).context(Kind::Internal, || {
-        format!("host key of {}: `{}` is no public key", instance.name, instance.host_key.escape_debug())
+fn parse_key(instance: &Instance, key: &str) -> Result<PublicKey, Error> {
+    PublicKey::from_openssh(key).context(Kind::Internal, || {
+        format!("host key of {}: `{}` is no public key", instance.name, key.escape_debug())
     })
 }
 
@@ -267,18 +275,28 @@ mod tests {
             let named = Instance { name: name.into(), ..instance("app", 1) };
             assert_eq!(write_config(state.path(), &[named], Path::new("/id")).unwrap_err().kind, Kind::Usage);
         }
-        for key in ["", "ssh-ed25519", "ssh-ed25519 !!!!", "x\ny"] {
+        for key in ["ssh-ed25519", "ssh-ed25519 !!!!", "x\ny"] {
             let keyed = Instance { host_key: key.into(), ..instance("app", 1) };
             assert!(write_config(state.path(), &[keyed], Path::new("/id")).is_err(), "{key:?}");
         }
     }
 
     #[test]
-    fn an_instance_without_an_address_has_no_entry() {
+    fn an_instance_without_an_address_or_a_host_key_has_no_entry() {
         let state = tempfile::tempdir().unwrap();
         let pending = Instance { public_ip: None, ..instance("app", 1) };
-        write_config(state.path(), &[pending], Path::new("/id")).unwrap();
+        let lost = Instance { host_key: String::new(), ..instance("app", 2) };
+        write_config(state.path(), &[pending, lost], Path::new("/id")).unwrap();
         assert!(!fs::read_to_string(state.path().join("ssh_config")).unwrap().contains("Host app"));
+    }
+
+    #[test]
+    fn every_pinned_key_is_a_line() {
+        let state = tempfile::tempdir().unwrap();
+        let two = Instance { host_key: format!("{KEY}\n{KEY}"), ..instance("app", 1) };
+        write_config(state.path(), std::slice::from_ref(&two), Path::new("/id")).unwrap();
+        let keys = fs::read_to_string(state.path().join("known_hosts")).unwrap();
+        assert_eq!(keys, format!("{0} {KEY}\n{0} {KEY}\n", two.id));
     }
 
     #[test]

@@ -39,7 +39,7 @@ const REASONS: [(&str, &str); 9] = [
 ];
 
 /// What [`Session::upload`] and [`Session::write`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Uploaded {
     /// False when the host had the same content already; then nothing was sent.
     pub changed: bool,

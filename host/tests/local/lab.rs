@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use labhost::provider::{Instance, Launch, Provider, epoch_s, local::Local};
+use labhost::provider::{Instance, Launch, LoginKey, Provider, epoch_s, local::Local};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::Instant};
 
@@ -30,7 +30,8 @@ impl Lab {
         lab.make_key("key");
         lab.local.start().await.unwrap();
         let public_key = fs::read_to_string(lab.file("key.pub")).unwrap();
-        lab.local.ensure_key("lab", &public_key).await.unwrap();
+        let key = LoginKey { name: "lab".to_owned(), public: public_key, adopt: false };
+        lab.local.ensure_key(&key).await.unwrap();
         lab
     }
 

@@ -196,6 +196,9 @@ fn failure_in_an_imported_recipe_names_both_places() {
     lab.assert_nothing_left();
 }
 
+/// What is said where the ec2 provider, or credentials for it, are missing.
+const NO_EC2: &str = if cfg!(feature = "ec2") { "AWS credentials" } else { "cargo lab-ec2" };
+
 #[test]
 fn wrong_command_line_is_refused() {
     let lab = Lab::new();
@@ -209,7 +212,7 @@ fn wrong_command_line_is_refused() {
         (&["recipes/bench.rhai", "https://127.0.0.1/"], 2, "TLS is not supported"),
         (&["recipes/bench.rhai"], 1, "this lab has no balancer"),
         (&["recipes/run.rhai", "--ttl", "soon"], 2, "soon"),
-        (&["recipes/run.rhai", "--provider", "ec2"], 4, "cargo lab-ec2"),
+        (&["recipes/run.rhai", "--provider", "ec2"], 4, NO_EC2),
         (&["recipes/run.rhai", "--provider", "azure"], 2, "unknown provider `azure`"),
         (&["recipes/run.rhai", "--max-instances", "0"], 4, "the ceiling is 0"),
         (&["statsu"], 2, "recipe statsu"),

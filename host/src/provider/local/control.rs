@@ -103,6 +103,7 @@ async fn obey(agent: &Arc<Agent>, request: Request) -> Result<Answer, Error> {
         Request::Shutdown => agent.destroy().await?,
         Request::SshStop => agent.set_ssh(false).await?,
         Request::SshStart => agent.set_ssh(true).await?,
+        Request::HostKey { instance, secret } => agent.machine(&instance).await?.set_host_key(&secret)?,
         Request::Service { instance, act } => return serve_instance(agent, &instance, act).await,
     }
     Ok(Answer::Done)

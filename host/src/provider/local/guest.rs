@@ -12,6 +12,8 @@
 //! labhost-service status [NAME]     one service, or a list of all
 //! labhost-service remove NAME       stops and forgets; no error when there is none
 //! labhost-service logs NAME [-n LINES] [-f]
+//! labhost-service host-key          the instance's new SSH host key on standard input (OpenSSH's private form)
+//! labhost-service expires AT        the instance ends by itself at AT, in seconds since the epoch
 //! ```
 //!
 //! A definition is JSON: `exec` (one command, run by `/bin/sh -c 'exec COMMAND'` in the home directory), and if
@@ -20,8 +22,8 @@
 //! `stop_timeout` (`"10s"`, at most 5 minutes). A service that ends by itself is started again after 100 ms,
 //! 200 ms, and so on; after five lives of under 5 s in a row it is `failed`.
 //!
-//! `apply` prints `{"changed": BOOL, "service": STATUS}`; `remove` prints `{"removed": NAME}`; the others but
-//! `logs` print STATUS: `name`, `state` (`running`, `starting`, `failed`, `stopped`), `pid`, `exit_status` (128 +
+//! `apply` prints `{"changed": BOOL, "service": STATUS}`; `remove` prints `{"removed": NAME}`; `host-key` and
+//! `expires` print `{}`, and connections that stand are kept; the others but `logs` print STATUS: `name`, `state` (`running`, `starting`, `failed`, `stopped`), `pid`, `exit_status` (128 +
 //! the signal's number for a death by signal), `restarts`, `since_s`, `hash`. NAME is 1 to 40 of a-z, 0-9 and `-`.
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong command line; the reason is on stderr.
@@ -52,8 +54,7 @@ const LINES: usize = 100;
 /// How often `logs -f` looks for more.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
-const USAGE: &str =
-    "usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f]";
+const USAGE: &str = "usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], host-key, expires AT";
 
 /// Runs one command line (without the program's name) and returns the exit status.
 pub fn guest_main(args: &[String]) -> i32 {
@@ -73,6 +74,15 @@ fn run(args: &[String]) -> Result<(), Error> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let shown = match args[..] {
         ["status"] => ask(Act::Status { name: None })?,
+        ["host-key"] => {
+            ask_agent(&Request::HostKey { instance: instance()?, secret: host_key()? })?;
+            return print(&serde_json::json!({}));
+        }
+        ["expires", at] => {
+            let expires_at_s = at.parse().map_err(|_| Error::usage(format!("{at:?} is no time")))?;
+            ask_agent(&Request::Extend { expires_at_s })?;
+            return print(&serde_json::json!({}));
+        }
         ["logs", name, ref options @ ..] => return show_log(&checked(name)?, options),
         ["remove", name] => {
             ask(Act::Remove { name: checked(name)? })?;
@@ -116,11 +126,28 @@ fn definition(name: &str) -> Result<unit::Definition, Error> {
         .context(Kind::Usage, || format!("apply service {name}: read its definition"))
 }
 
+fn host_key() -> Result<String, Error> {
+    let mut secret = String::new();
+    let read = io::stdin().take(REQUEST_BYTES_MAX / 2).read_to_string(&mut secret);
+    read.context(Kind::Host, || "host-key: read standard input".to_owned())?;
+    Ok(secret)
+}
+
+fn outside(name: &str) -> Error {
+    Error::usage(format!("{name} is not set: run this on an instance"))
+}
+
+fn instance() -> Result<String, Error> {
+    env::var("INSTANCE_ID").map_err(|_| outside("INSTANCE_ID"))
+}
+
 fn ask(act: Act) -> Result<Answer, Error> {
-    let outside = |name| Error::usage(format!("{name} is not set: run this on an instance"));
+    ask_agent(&Request::Service { instance: instance()?, act })
+}
+
+fn ask_agent(request: &Request) -> Result<Answer, Error> {
     let socket = env::var_os("LABHOST_AGENT").ok_or_else(|| outside("LABHOST_AGENT"))?;
-    let instance = env::var("INSTANCE_ID").map_err(|_| outside("INSTANCE_ID"))?;
-    ask_blocking(Path::new(&socket), &Request::Service { instance, act }, PATIENCE)
+    ask_blocking(Path::new(&socket), request, PATIENCE)
         .context(Kind::Host, || "ask the lab's agent".to_owned())?
         .checked()
 }

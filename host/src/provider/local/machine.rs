@@ -32,7 +32,11 @@ use super::{
     session,
     sshd::{self, Server},
 };
-use crate::provider::{Instance, Launch, State};
+use crate::{
+    Error, Kind,
+    error::Context,
+    provider::{Instance, Launch, State},
+};
 
 /// Where HTTP services listen: ports below 1024 need root.
 const HTTP_PORT: u16 = 8080;
@@ -102,6 +106,17 @@ impl Machine {
             io::Error::new(cause.kind(), format!("listen on {}:{}: {cause}", self.address, sshd::PORT))
         })?;
         *self.server() = Some(server);
+        Ok(())
+    }
+
+    /// Replaces the host key, on disk and for connections to come.
+    pub(super) fn set_host_key(&self, secret: &str) -> Result<(), Error> {
+        let failed = || format!("replace the host key of {}", self.guest.id);
+        let key = PrivateKey::from_openssh(secret).context(Kind::Usage, failed)?;
+        write_atomic(&self.guest.home.join("host_key"), secret.as_bytes()).context(Kind::Host, failed)?;
+        if let Some(server) = &*self.server() {
+            server.set_key(key);
+        }
         Ok(())
     }
 

@@ -30,7 +30,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Ingress, Instance, Launch, Pending, Provider};
+use super::{
+    Change, Cost, Ingress, Instance, Launch, LoginKey, Pending, Provider, Step, Verb, unknown_type,
+    wait_until_listed,
+};
 use crate::{Error, Kind, error::Context};
 
 mod address;
@@ -75,6 +78,12 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often something that should happen soon is looked for.
 const POLL: Duration = Duration::from_millis(5);
 
+/// Pause between two looks at instances that are still pending.
+const RUNNING_POLL: Duration = Duration::from_millis(200);
+
+/// More than any laptop needs; nothing here costs money.
+const INSTANCES_USUAL_MAX: usize = 64;
+
 /// How much of the agent's log is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
@@ -109,6 +118,13 @@ impl Local {
             Ok(Answer::Hello { pid, .. }) => Some(pid),
             _ => None,
         }
+    }
+
+    /// For fakes of other providers: gives a running instance another SSH host key (OpenSSH's private form).
+    /// Connections that stand are kept.
+    pub async fn set_host_key(&self, id: &str, secret: &str) -> Result<(), Error> {
+        let request = Request::HostKey { instance: id.to_owned(), secret: secret.to_owned() };
+        self.ask(request).await.map(drop)
     }
 
     async fn try_ask(&self, request: &Request, patience: Duration) -> io::Result<Answer> {
@@ -313,6 +329,22 @@ impl Local {
     }
 }
 
+/// Keys and groups are nothing of their own here.
+fn rehearsed(step: &Step) -> Vec<Change> {
+    let (verb, whats) = match step {
+        Step::Key(_) | Step::Group { .. } => return Vec::new(),
+        Step::Launch(launch) => {
+            let what = |slot| format!("instance {}-{slot} ({})", launch.fleet, launch.instance_type);
+            (Verb::Add, launch.slots.iter().map(what).collect::<Vec<_>>())
+        }
+        Step::Terminate(instances) => {
+            let what = |it: &Instance| format!("instance {} ({}, {})", it.name, it.id, it.instance_type);
+            (Verb::Remove, instances.iter().map(what).collect())
+        }
+    };
+    whats.into_iter().map(|what| Change { verb, what }).collect()
+}
+
 fn instances_in(answer: Answer) -> Result<Vec<Instance>, Error> {
     match answer {
         Answer::Instances { instances } => Ok(instances),
@@ -336,20 +368,33 @@ impl Provider for Local {
         Box::pin(self.ensure_agent())
     }
 
-    fn instance_types(&self) -> &'static [&'static str] {
-        &types::NAMES
+    fn instances_max(&self) -> usize {
+        INSTANCES_USUAL_MAX
     }
 
-    fn ensure_key<'a>(&'a self, name: &'a str, public_key: &'a str) -> Pending<'a, ()> {
-        let request = Request::Key { name: name.to_owned(), public_key: public_key.to_owned() };
+    fn check_type<'a>(&'a self, name: &'a str) -> Pending<'a, ()> {
+        let is_known = types::NAMES.contains(&name);
+        Box::pin(async move { if is_known { Ok(()) } else { Err(unknown_type(name, &types::NAMES)) } })
+    }
+
+    fn cost(&self, _types: &[&str]) -> Cost {
+        Cost { usd_per_hour: Some(0.0), note: "local instances cost nothing".to_owned() }
+    }
+
+    fn vcpus(&self, _instance_type: &str) -> Option<u32> {
+        None
+    }
+
+    fn ensure_key<'a>(&'a self, key: &'a LoginKey) -> Pending<'a, ()> {
+        let request = Request::Key { name: key.name.clone(), public_key: key.public.clone() };
         Box::pin(async move { self.ask(request).await.map(drop) })
     }
 
-    fn ensure_group<'a>(&'a self, _name: &'a str, _ingress: &'a [Ingress]) -> Pending<'a, ()> {
-        Box::pin(async { Ok(()) })
+    fn ensure_group<'a>(&'a self, name: &'a str, _ingress: &'a [Ingress]) -> Pending<'a, String> {
+        Box::pin(async { Ok(name.to_owned()) })
     }
 
-    fn image<'a>(&'a self, _name: &'a str) -> Pending<'a, String> {
+    fn image<'a>(&'a self, _name: &'a str, _before: Option<&'a str>) -> Pending<'a, String> {
         Box::pin(async { Ok("local".to_owned()) })
     }
 
@@ -361,12 +406,20 @@ impl Provider for Local {
         Box::pin(self.instances(ANSWER_PATIENCE))
     }
 
+    fn wait_running<'a>(&'a self, ids: &'a [String], deadline: Instant) -> Pending<'a, Vec<Instance>> {
+        Box::pin(wait_until_listed(self, ids, deadline, RUNNING_POLL))
+    }
+
     fn terminate<'a>(&'a self, ids: &'a [String]) -> Pending<'a, ()> {
         Box::pin(async move { self.ask(Request::Terminate { ids: ids.to_vec() }).await.map(drop) })
     }
 
     fn extend(&self, expires_at_s: u64) -> Pending<'_, ()> {
         Box::pin(async move { self.ask(Request::Extend { expires_at_s }).await.map(drop) })
+    }
+
+    fn rehearse<'a>(&'a self, step: &'a Step) -> Pending<'a, Vec<Change>> {
+        Box::pin(async move { Ok(rehearsed(step)) })
     }
 
     fn remains(&self) -> Pending<'_, Vec<String>> {

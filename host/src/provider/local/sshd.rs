@@ -5,7 +5,7 @@ use std::{
     io,
     net::{Ipv4Addr, Shutdown},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -46,6 +46,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 pub(super) struct Server {
     listening: JoinHandle<()>,
     connections: Arc<Connections>,
+    /// What the next connection is served with.
+    config: Arc<RwLock<Arc<Config>>>,
 }
 
 /// Handles of the open sockets, to close them from outside.
@@ -59,8 +61,14 @@ impl Server {
         // tokio sets SO_REUSEADDR, and not SO_REUSEPORT, which would let another process share the port.
         let listener = TcpListener::bind((address, PORT)).await?;
         let connections = Arc::new(Connections::default());
-        let serving = serve(listener, Arc::new(config(key)), guest, connections.clone());
-        Ok(Self { listening: tokio::spawn(serving), connections })
+        let config = Arc::new(RwLock::new(Arc::new(config(key))));
+        let serving = serve(listener, config.clone(), guest, connections.clone());
+        Ok(Self { listening: tokio::spawn(serving), connections, config })
+    }
+
+    /// Shows another host key from the next connection on.
+    pub(super) fn set_key(&self, key: PrivateKey) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config(key));
     }
 
     /// Returns once the listener is closed, so that nobody can connect any more and the port is free.
@@ -104,7 +112,12 @@ fn config(key: PrivateKey) -> Config {
     }
 }
 
-async fn serve(listener: TcpListener, config: Arc<Config>, guest: Arc<Guest>, connections: Arc<Connections>) {
+async fn serve(
+    listener: TcpListener,
+    config: Arc<RwLock<Arc<Config>>>,
+    guest: Arc<Guest>,
+    connections: Arc<Connections>,
+) {
     let mut was_refused = false;
     loop {
         let accepted = listener.accept().await;
@@ -112,7 +125,8 @@ async fn serve(listener: TcpListener, config: Arc<Config>, guest: Arc<Guest>, co
         match accepted {
             Ok((stream, _)) => {
                 if let Some(number) = connections.admit(&stream) {
-                    tokio::spawn(attend(stream, number, config.clone(), guest.clone(), connections.clone()));
+                    let config = config.read().unwrap_or_else(PoisonError::into_inner).clone();
+                    tokio::spawn(attend(stream, number, config, guest.clone(), connections.clone()));
                 }
             }
             Err(cause) => {

@@ -45,6 +45,11 @@ pub(super) enum Request {
     /// For tests and experiments: closes all SSH listeners and connections; services go on.
     SshStop,
     SshStart,
+    /// Gives an instance another SSH host key.
+    HostKey {
+        instance: String,
+        secret: String,
+    },
     Service {
         instance: String,
         act: Act,

@@ -96,14 +96,19 @@ impl Lab {
         self.file("artifacts")
     }
 
-    /// `labhost WORDS`, in the lab's folder, with nothing of labhost's own variables but the programs.
+    /// `labhost WORDS`, in the lab's folder, with nothing of labhost's own variables but the programs, and without
+    /// a way to AWS, whatever this machine's user has.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_labhost"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LABHOST_") {
+            if name.to_string_lossy().starts_with("LABHOST_") || name.to_string_lossy().starts_with("AWS_") {
                 command.env_remove(name);
             }
         }
+        for file in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
+            command.env(file, "/dev/null");
+        }
+        command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
         command.args(words).current_dir(self.folder.path()).env("LABHOST_PROGRAMS", programs::folder());
         command
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::SystemTime};
 
-use labhost::provider::{Launch, Provider, epoch_s, local::Local};
+use labhost::provider::{Launch, LoginKey, Provider, epoch_s, local::Local};
 use tempfile::TempDir;
 
 use super::{Server, Target, control_directory, generate};
@@ -24,7 +24,8 @@ async fn launched(with_ssh: bool) -> Target {
     let lab = Lab { local: Local::new(&state, Path::new(env!("CARGO_BIN_EXE_labhost"))).unwrap() };
     let identity = directory.path().join("login_key");
     lab.local.start().await.unwrap();
-    lab.local.ensure_key("lab", &generate(&identity)).await.unwrap();
+    let key = LoginKey { name: "lab".to_owned(), public: generate(&identity), adopt: false };
+    lab.local.ensure_key(&key).await.unwrap();
     lab.local.set_ssh(with_ssh).await.unwrap();
     let instance = lab.local.launch(&launch()).await.unwrap().remove(0);
     Target {

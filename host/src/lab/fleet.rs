@@ -1,0 +1,132 @@
+//! Fleets: what is missing is launched, once whatever happens in between.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Lab, Ledger, ids,
+    journal::Phase,
+    lock, merged,
+    plan::{self, Wish},
+};
+use crate::{
+    Error,
+    provider::{Instance, Launch, epoch_s},
+};
+
+/// What became of a fleet.
+#[derive(Debug)]
+pub struct Fleet {
+    /// Its members, ordered by slot.
+    pub instances: Vec<Instance>,
+    /// Names of those that were launched now.
+    pub launched: Vec<String>,
+    /// Those that will be drained and terminated when the recipe has ended, with the reason.
+    pub retiring: Vec<(Instance, String)>,
+}
+
+/// The parts of a launch that are not the wish itself.
+#[derive(Debug, Clone, Default)]
+pub struct LaunchOptions {
+    pub key: String,
+    pub group: Option<String>,
+    pub image: Option<String>,
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Lab {
+    /// Makes the fleet be as wished, except that members to go only go in [`Lab::retire`].
+    pub async fn ensure_fleet(&self, wish: &Wish, options: LaunchOptions) -> Result<Fleet, Error> {
+        if self.is_planning() {
+            return self.rehearse_fleet(wish, options).await;
+        }
+        let ledger = self.active().await?;
+        let mut all = self.list().await?;
+        let plan = wish.plan(&all);
+        self.check_limits(&all, wish, &plan.launch)?;
+        let mut instances = plan.keep;
+        let mut launched = Vec::new();
+        if !plan.launch.is_empty() {
+            let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&all));
+            let made = self.launch(&ledger, launch).await?;
+            launched = made.iter().map(|instance| instance.name.clone()).collect();
+            all = merged(all, &made);
+            instances.extend(made);
+            instances.sort_by_key(|instance| instance.slot);
+        }
+        self.note_fleet(wish, options.group, &plan.retire);
+        self.renew_views(&all)?;
+        Ok(Fleet { instances, launched, retiring: plan.retire })
+    }
+
+    /// Launches, recorded. A token whose instances are gone by now is spent: the launch is made with the next one.
+    async fn launch(&self, ledger: &Ledger, mut launch: Launch) -> Result<Vec<Instance>, Error> {
+        const TOKENS_MAX: u32 = 5;
+        for _ in 0..TOKENS_MAX {
+            let intent = ledger.journal.intend("launch", json!(launch))?;
+            let made = intent.end(self.provider.launch(&launch).await, |made| json!({ "ids": ids(made) }))?;
+            if made.iter().all(plan::is_alive) {
+                return Ok(made);
+            }
+            launch.token = token(&[&launch.token, "next"]);
+        }
+        Err(Error::provider(format!(
+            "launch of {}: its instances end as soon as they are made",
+            launch.fleet
+        )))
+    }
+
+    pub(super) fn note_fleet(&self, wish: &Wish, group: Option<String>, retire: &[(Instance, String)]) {
+        let mut session = lock(&self.session);
+        session.fleets.insert(wish.fleet.clone());
+        if let Some(group) = group {
+            session.run.groups.insert(wish.fleet.clone(), group);
+        }
+        session.retiring.extend_from_slice(retire);
+    }
+}
+
+/// The request for these slots. Its token depends on the launches of this fleet that are known to be done, so a
+/// launch whose answer was lost is asked for again with the same token and made only once.
+fn launch_of(
+    ledger: &Ledger,
+    wish: &Wish,
+    slots: Vec<u32>,
+    options: LaunchOptions,
+    expires_at_s: u64,
+) -> Launch {
+    let records = ledger.journal.records();
+    let ours = |of: Option<u64>| {
+        records.iter().any(|record| Some(record.line) == of && record.data["fleet"] == wish.fleet.as_str())
+    };
+    let generation = records
+        .iter()
+        .filter(|record| record.phase == Phase::Done && record.step == "launch" && ours(record.of))
+        .count();
+    let (slots_text, generation) = (format!("{slots:?}"), generation.to_string());
+    let token = token(&[&ledger.lab, &wish.fleet, &wish.instance_type, &slots_text, &generation]);
+    // The same request again must be the same in every part, or the token is refused.
+    let asked = records.iter().rev().find(|it| it.step == "launch" && it.data["token"] == token.as_str());
+    let asked_s = asked.and_then(|it| it.data["expires_at_s"].as_u64());
+    let expires_at_s = asked_s.filter(|at| *at > epoch_s(SystemTime::now())).unwrap_or(expires_at_s);
+    Launch {
+        token,
+        fleet: wish.fleet.clone(),
+        instance_type: wish.instance_type.clone(),
+        slots,
+        cluster: wish.cluster.clone(),
+        role: wish.role.clone(),
+        key: options.key,
+        group: options.group,
+        image: options.image,
+        tags: options.tags,
+        expires_at_s,
+    }
+}
+
+/// 32 hexadecimal digits that follow from these parts.
+fn token(parts: &[&str]) -> String {
+    Sha256::digest(parts.join("|")).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,81 @@
+//! What a lab may cost, in instances and in money, judged before anything is launched.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Lab, plan::Wish};
+use crate::{
+    Error,
+    provider::{Cost, Instance, epoch_s},
+};
+
+/// What a run may cost: how long instances live and how many there may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub ttl: Duration,
+    /// `None` stands for the provider's own ceiling.
+    pub instances_max: Option<usize>,
+    /// In US dollars, for all instances of the lab together.
+    pub hourly_max: Option<f64>,
+}
+
+impl Lab {
+    /// Refuses a launch that would make the lab too large or too dear.
+    pub(super) fn check_limits(
+        &self,
+        existing: &[Instance],
+        wish: &Wish,
+        launch: &[u32],
+    ) -> Result<(), Error> {
+        if launch.is_empty() {
+            return Ok(());
+        }
+        self.check_ceiling(existing.len(), launch)?;
+        let Some(max) = self.limits.hourly_max else { return Ok(()) };
+        let new = launch.iter().map(|_| wish.instance_type.as_str());
+        let types: Vec<_> = existing.iter().map(|it| it.instance_type.as_str()).chain(new).collect();
+        let cost = self.provider.cost(&types);
+        match cost.usd_per_hour {
+            Some(usd) if usd <= max => Ok(()),
+            Some(usd) => Err(Error::provider(format!(
+                "launch {}: the lab would cost {usd:.3} dollars per hour, and the limit is {max}",
+                wish.fleet
+            ))
+            .with_hint("Raise it with --max-hourly if that is meant.")),
+            None => Err(Error::provider(format!("launch {}: {}", wish.fleet, cost.note))
+                .with_hint("With --max-hourly only types of known price can be launched.")),
+        }
+    }
+
+    fn check_ceiling(&self, existing: usize, launch: &[u32]) -> Result<(), Error> {
+        let elsewhere = self.provider.instances_elsewhere();
+        let total = existing + elsewhere + launch.len();
+        let max = self.limits.instances_max.unwrap_or_else(|| self.provider.instances_max());
+        if total <= max {
+            return self.provider.check_total(total);
+        }
+        let others =
+            if elsewhere == 0 { String::new() } else { format!(" here and {elsewhere} outside this lab") };
+        let message = format!(
+            "launch {} instances: with the {existing} that exist{others} there would be {total}, and the ceiling is {max}",
+            launch.len(),
+        );
+        Err(Error::provider(message)
+            .with_hint(format!("Raise it with --max-instances {total} if that is meant.")))
+    }
+
+    /// All members of a lab end together, so a later launch takes the time of the first.
+    pub(super) fn expiry(&self, existing: &[Instance]) -> u64 {
+        let fresh = epoch_s(SystemTime::now() + self.limits.ttl);
+        existing.iter().map(|instance| instance.expires_at_s).max().unwrap_or(fresh)
+    }
+
+    /// How many instances there are, and what they cost; when planning, how many there would be.
+    pub async fn cost(&self) -> Result<(usize, Cost), Error> {
+        if let Some((rehearsal, cost)) = self.rehearsal() {
+            return Ok((rehearsal.instances.len(), cost));
+        }
+        let instances = self.last_seen().await?;
+        let types: Vec<_> = instances.iter().map(|it| it.instance_type.as_str()).collect();
+        Ok((instances.len(), self.provider.cost(&types)))
+    }
+}

@@ -1,0 +1,199 @@
+//! The provider's own files, `artifacts/ec2/`: what each launch was asked with, and the host keys.
+//!
+//! ```text
+//! launch-TOKEN.json   written before the call, so that it can be repeated word for word after a crash
+//! host-keys.json      the host key of each instance after its first login
+//! ```
+//! Lost files lose logins and nothing else: instances are found by their tags.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Error, Kind,
+    error::Context as _,
+    lab::{keys, views},
+    provider::Launch,
+};
+
+/// An SSH host key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HostKey {
+    /// OpenSSH's private form; empty once the key is in place.
+    pub(super) secret: String,
+    /// OpenSSH's one-line form.
+    pub(super) public: String,
+}
+
+impl HostKey {
+    fn draw() -> Result<Self, Error> {
+        let key = keys::draw()?;
+        let public = key.public_key().to_openssh();
+        Ok(Self {
+            secret: keys::secret(&key)?,
+            public: public.context(Kind::Internal, || "write a host key".to_owned())?,
+        })
+    }
+}
+
+/// What is particular about a launch call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    /// The lab's token.
+    token: String,
+    /// Raised when the instances of the last call with this token are gone.
+    pub(super) generation: u32,
+    /// Subnets in the order in which they are tried, and which one it is at.
+    pub(super) subnets: Vec<String>,
+    pub(super) at: usize,
+    /// The key that the user data brings; all members of a launch have the same.
+    pub(super) first: HostKey,
+    /// The key that each member gets at its first login, by launch index.
+    pub(super) own: Vec<HostKey>,
+    /// What the call made, and when, in seconds since the epoch; empty until it was answered.
+    pub(super) ids: Vec<String>,
+    pub(super) made_at_s: u64,
+}
+
+impl Attempt {
+    pub(super) fn new(launch: &Launch, subnets: Vec<String>) -> Result<Self, Error> {
+        let own = launch.slots.iter().map(|_| HostKey::draw()).collect::<Result<_, _>>()?;
+        let (token, first) = (launch.token.clone(), HostKey::draw()?);
+        Ok(Self { token, generation: 0, subnets, at: 0, first, own, ids: Vec::new(), made_at_s: 0 })
+    }
+
+    /// The client token of the call: another one for each generation and zone, because a token stands for one call.
+    pub(super) fn client_token(&self) -> String {
+        let text = format!("{}|{}|{}", self.token, self.generation, self.at);
+        Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    pub(super) fn subnet(&self) -> Option<&str> {
+        self.subnets.get(self.at).map(String::as_str)
+    }
+}
+
+/// The files; one process at a time writes them, under the lab's lock.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    writing: Mutex<()>,
+}
+
+impl Store {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self { dir: state_dir.join("ec2"), writing: Mutex::default() }
+    }
+
+    fn attempt_path(&self, token: &str) -> PathBuf {
+        self.dir.join(format!("launch-{token}.json"))
+    }
+
+    /// What an earlier call for this launch was asked with.
+    pub(super) fn attempt(&self, token: &str) -> Option<Attempt> {
+        read(&self.attempt_path(token))
+    }
+
+    pub(super) fn save(&self, attempt: &Attempt) -> Result<(), Error> {
+        let _turn = self.turn();
+        views::make_dir(&self.dir)?;
+        views::write_json(&self.attempt_path(&attempt.token), attempt)
+    }
+
+    /// All launches that are remembered.
+    pub(super) fn attempts(&self) -> Vec<Attempt> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let is_attempt = |name: &str| name.starts_with("launch-") && name.ends_with(".json");
+        let paths = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_attempt));
+        paths.filter_map(|entry| read(&entry.path())).collect()
+    }
+
+    fn keys_path(&self) -> PathBuf {
+        self.dir.join("host-keys.json")
+    }
+
+    /// Public host keys by instance id, of those that have their own in place.
+    pub(super) fn own_keys(&self) -> BTreeMap<String, String> {
+        read(&self.keys_path()).unwrap_or_default()
+    }
+
+    /// Remembers that an instance has its own key in place, and forgets the key's secret.
+    pub(super) fn settle(&self, id: &str, client_token: &str, index: usize) -> Result<(), Error> {
+        let Some(mut attempt) = self.attempts().into_iter().find(|it| it.client_token() == client_token)
+        else {
+            return Ok(());
+        };
+        let _turn = self.turn();
+        let mut keys = self.own_keys();
+        // Read again in turn: another member may have settled meanwhile.
+        attempt = self.attempt(&attempt.token).unwrap_or(attempt);
+        let Some(key) = attempt.own.get_mut(index) else { return Ok(()) };
+        keys.insert(id.to_owned(), key.public.clone());
+        views::write_json(&self.keys_path(), &keys)?;
+        key.secret.clear();
+        views::write_json(&self.attempt_path(&attempt.token), &attempt)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch() -> Launch {
+        Launch {
+            token: "t".into(),
+            fleet: "app".into(),
+            instance_type: "t2.micro".into(),
+            slots: vec![1, 3],
+            cluster: None,
+            role: None,
+            key: "lab".into(),
+            group: None,
+            image: None,
+            tags: BTreeMap::new(),
+            expires_at_s: 1,
+        }
+    }
+
+    #[test]
+    fn token_changes_with_generation_and_zone_only() {
+        let attempt = Attempt::new(&launch(), vec!["a".into(), "b".into()]).unwrap();
+        let again = Attempt::new(&launch(), vec!["a".into()]).unwrap();
+        assert_eq!(attempt.client_token(), again.client_token());
+        let mut tokens = vec![attempt.client_token()];
+        tokens.push(Attempt { at: 1, ..attempt.clone() }.client_token());
+        tokens.push(Attempt { generation: 1, ..attempt }.client_token());
+        tokens.dedup();
+        assert_eq!(tokens.len(), 3);
+        assert!(tokens.iter().all(|token| token.len() <= 64 && token.is_ascii()));
+    }
+
+    #[test]
+    fn settled_key_is_kept_without_its_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let attempt = Attempt::new(&launch(), Vec::new()).unwrap();
+        store.save(&attempt).unwrap();
+        store.settle("i-1", &attempt.client_token(), 1).unwrap();
+        assert_eq!(store.own_keys()["i-1"], attempt.own[1].public);
+        let kept = store.attempt("t").unwrap();
+        assert_eq!((kept.own[1].secret.as_str(), &kept.own[0]), ("", &attempt.own[0]));
+        store.settle("i-9", "unknown", 0).unwrap();
+        assert_eq!(store.own_keys().len(), 1);
+    }
+}

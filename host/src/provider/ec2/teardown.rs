@@ -1,0 +1,197 @@
+//! Teardown: everything with this lab's tag, in the order in which AWS lets it go, and a last look.
+//!
+//! 1. terminate all instances in one call and wait: until they are terminated their interfaces hold the groups;
+//! 2. revoke rules that let groups into each other;
+//! 3. delete the groups, again and again while something holds them, and say what;
+//! 4. delete the key pair;
+//! 5. look for anything that still has the tag.
+//!
+//! A failure does not end it: all are reported. It does not touch what has no tag of this lab.
+
+use std::collections::BTreeSet;
+
+use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
+use crate::{Error, provider::State};
+
+/// A tagged thing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Thing {
+    kind: String,
+    id: String,
+}
+
+impl Thing {
+    fn is_bootstrap(&self) -> bool {
+        self.kind == "security-group" || self.kind == "key-pair"
+    }
+
+    fn in_words(&self) -> String {
+        format!("{} {}", self.kind.replace('-', " "), self.id)
+    }
+}
+
+impl Ec2 {
+    /// Everything with the lab's tag. AWS shows terminated instances, and tags of theirs, for an hour or so.
+    async fn tagged(&self) -> Result<Vec<Thing>, Error> {
+        let call = self.client().await?.ec2.describe_tags();
+        let call = call
+            .filters(tags::filter("key", [tags::LAB]))
+            .filters(tags::filter("value", [self.lab.as_str()]));
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let found = found.map_err(|cause| Refusal::of("look for what has the lab's tag", cause))?;
+        let mut things: Vec<Thing> = found
+            .iter()
+            .filter_map(|tag| {
+                let kind = tag.resource_type()?.as_str().to_owned();
+                Some(Thing { kind, id: tag.resource_id()?.to_owned() })
+            })
+            .collect();
+        things.sort();
+        things.dedup();
+        if things.iter().any(|thing| thing.kind == "instance") {
+            let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
+            let gone: BTreeSet<_> = all
+                .iter()
+                .filter(|it| view::state(it) == State::Terminated)
+                .filter_map(|it| it.instance_id())
+                .collect();
+            let known: BTreeSet<_> = all.iter().filter_map(|it| it.instance_id()).collect();
+            things.retain(|it| {
+                it.kind != "instance" || (known.contains(it.id.as_str()) && !gone.contains(it.id.as_str()))
+            });
+        }
+        Ok(things)
+    }
+
+    /// What there is, in words.
+    pub(super) async fn what_remains(&self) -> Result<Vec<String>, Error> {
+        Ok(self.tagged().await?.iter().map(Thing::in_words).collect())
+    }
+
+    /// Removes everything; returns what could not be removed.
+    pub(super) async fn remove_all(&self, keep_bootstrap: bool) -> Result<Vec<String>, Error> {
+        let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
+        let ids: Vec<_> = all
+            .iter()
+            .filter(|it| view::state(it) != State::Terminated)
+            .filter_map(|it| it.instance_id().map(str::to_owned))
+            .collect();
+        let mut left = Vec::new();
+        if let Err(error) = self.terminate_all(&ids).await {
+            left.push(error.message);
+        }
+        if !keep_bootstrap {
+            // Groups cannot go before the instances, and trying would only take the time.
+            if left.is_empty() {
+                self.remove_groups(&mut left).await?;
+            }
+            self.remove_keys(&mut left).await?;
+        }
+        let more = self.sweep(keep_bootstrap, left.is_empty()).await?;
+        let is_new = |thing: &&Thing| !left.iter().any(|known: &String| known.contains(&thing.id));
+        let more: Vec<_> = more.iter().filter(is_new).map(Thing::in_words).collect();
+        left.extend(more);
+        Ok(left)
+    }
+
+    async fn remove_groups(&self, left: &mut Vec<String>) -> Result<(), Error> {
+        let groups = self.list_groups().await?;
+        for group in &groups {
+            let references = Self::references(group);
+            if !references.is_empty() {
+                self.revoke(group, &references).await?;
+            }
+        }
+        for group in &groups {
+            if let Err(error) = self.remove_group(group).await {
+                left.push(error.message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until nothing holds the group any more, and says meanwhile what does.
+    async fn remove_group(&self, group: &Group) -> Result<(), Error> {
+        let mut waiting = self.pace.waiting(self.pace.groups);
+        let mut said = String::new();
+        loop {
+            let done = self.client().await?.ec2.delete_security_group().group_id(&group.id).send().await;
+            let refusal = match done
+                .map_err(|cause| Refusal::of(format!("delete security group {}", group.name), cause))
+            {
+                Ok(_) => return Ok(()),
+                Err(refusal) if refusal.is_not_found() => return Ok(()),
+                Err(refusal) if refusal.is("DependencyViolation") => refusal,
+                Err(refusal) => return Err(refusal.into()),
+            };
+            let holders = self.holders(group).await?;
+            if holders != said {
+                let limit = waiting.limit().as_secs();
+                self.say(&format!(
+                    "security group {} ({}) is held by {holders}; waiting, {limit} s at most",
+                    group.name, group.id
+                ));
+                said.clone_from(&holders);
+            }
+            if !waiting.go_on().await {
+                let error = Error::from(refusal);
+                return Err(Error {
+                    message: format!("security group {} ({}) is held by {holders}", group.name, group.id),
+                    ..error
+                });
+            }
+        }
+    }
+
+    /// What still uses a group, in words.
+    async fn holders(&self, group: &Group) -> Result<String, Error> {
+        let ec2 = &self.client().await?.ec2;
+        let interfaces =
+            ec2.describe_network_interfaces().filters(tags::filter("group-id", [group.id.as_str()]));
+        let interfaces =
+            interfaces.send().await.map_err(|cause| Refusal::of("look at network interfaces", cause))?;
+        let interface = |it: &aws_sdk_ec2::types::NetworkInterface| {
+            let id = it.network_interface_id().unwrap_or("unknown").to_owned();
+            match it.attachment().and_then(|attachment| attachment.instance_id()) {
+                Some(instance) => format!("network interface {id} of {instance}"),
+                None => format!("network interface {id}"),
+            }
+        };
+        let mut holders: Vec<String> = interfaces.network_interfaces().iter().map(interface).collect();
+        let rules = ec2
+            .describe_security_groups()
+            .filters(tags::filter("ip-permission.group-id", [group.id.as_str()]));
+        let rules = rules.send().await.map_err(|cause| Refusal::of("look at security groups", cause))?;
+        let others =
+            rules.security_groups().iter().filter_map(|it| it.group_id()).filter(|id| *id != group.id);
+        holders.extend(others.map(|id| format!("a rule of security group {id}")));
+        Ok(if holders.is_empty() {
+            "something that AWS does not name".to_owned()
+        } else {
+            holders.join(", ")
+        })
+    }
+
+    async fn remove_keys(&self, left: &mut Vec<String>) -> Result<(), Error> {
+        for key in self.list_keys().await? {
+            let Some(name) = key.key_name() else { continue };
+            if let Err(error) = self.delete_key(name).await {
+                left.push(format!("key pair {name}: {}", error.message));
+            }
+        }
+        Ok(())
+    }
+
+    /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when
+    /// everything went well until here, the look is repeated for a while.
+    async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<Thing>, Error> {
+        let mut waiting = self.pace.waiting(self.pace.eventual);
+        loop {
+            let mut things = self.tagged().await?;
+            things.retain(|thing| !(keep_bootstrap && thing.is_bootstrap()));
+            if things.is_empty() || !patiently || !waiting.go_on().await {
+                return Ok(things);
+            }
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! The calls that change something.
+
+use std::collections::BTreeMap;
+
+use labhost::provider::{Launch, LoginKey, Provider};
+
+use super::{
+    Fake,
+    query::Params,
+    reads::{self, no_instance},
+    world::{Group, IMAGE, Key, Life, Machine, Rule, SUBNETS, VPC, World},
+    xml::{Refused, Xml, refused, set, text},
+};
+
+type Reply = Result<Xml, Refused>;
+
+/// What a trial is answered with when it would have succeeded.
+fn trial() -> Refused {
+    Refused {
+        status: 412,
+        code: "DryRunOperation".to_owned(),
+        message: "Request would have succeeded, but DryRun flag is set.".to_owned(),
+    }
+}
+
+fn done() -> Reply {
+    Ok(text("return", true))
+}
+
+pub(crate) async fn run_instances(
+    fake: &Fake,
+    world: &mut World,
+    params: &mut Params,
+    is_dry: bool,
+) -> Reply {
+    let fingerprint = params.fingerprint();
+    let order = Order::take(world, params)?;
+    if is_dry {
+        return Err(trial());
+    }
+    if let Some((known, ids)) = world.tokens.get(&order.token) {
+        if *known != fingerprint {
+            return Err(refused(
+                "IdempotentParameterMismatch",
+                "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
+            ));
+        }
+        let made: Vec<Machine> = world.machines.iter().filter(|it| ids.contains(&it.id)).cloned().collect();
+        if made.iter().all(|it| !it.is_living()) {
+            return Err(refused(
+                "IdempotentInstanceTerminated",
+                "The client token you have provided is associated with a resource that is already deleted.",
+            ));
+        }
+        return Ok(reads::reservation(&made));
+    }
+    let machines = order.boot(fake, world).await;
+    let ids = machines.iter().map(|it| it.id.clone()).collect();
+    world.tokens.insert(order.token.clone(), (fingerprint, ids));
+    world.machines.extend(machines.iter().cloned());
+    Ok(reads::reservation(&machines))
+}
+
+/// A launch as it was asked for.
+struct Order {
+    token: String,
+    count: usize,
+    kind: String,
+    image: String,
+    key: Option<Key>,
+    groups: Vec<String>,
+    subnet: String,
+    user_data: String,
+    tags: BTreeMap<String, String>,
+}
+
+impl Order {
+    fn take(world: &mut World, params: &mut Params) -> Result<Self, Refused> {
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
+        let (least, most) = (number(params.take("MinCount")), number(params.take("MaxCount")));
+        let mut insist = |is_so: bool, what: &str| {
+            if !is_so {
+                world.violations.push(format!("RunInstances: {what}"));
+            }
+        };
+        insist(least == most && most > 0, "all or none must be asked for");
+        insist(
+            params.take("InstanceInitiatedShutdownBehavior").as_deref() == Some("terminate"),
+            "shutdown must terminate",
+        );
+        insist(
+            params.take("MetadataOptions.HttpTokens").as_deref() == Some("required"),
+            "IMDSv2 must be required",
+        );
+        insist(
+            params.take("MetadataOptions.HttpEndpoint").as_deref() == Some("enabled"),
+            "IMDS must be enabled",
+        );
+        insist(
+            params.take("MetadataOptions.HttpPutResponseHopLimit").as_deref() == Some("1"),
+            "hop limit must be 1",
+        );
+        insist(
+            params.take("CreditSpecification.CpuCredits").as_deref() == Some("standard"),
+            "credits must be standard",
+        );
+        let at = "NetworkInterface.1";
+        insist(params.take(&format!("{at}.DeviceIndex")).as_deref() == Some("0"), "first interface");
+        insist(params.flag(&format!("{at}.AssociatePublicIpAddress")), "a public address must be asked for");
+        insist(params.flag(&format!("{at}.DeleteOnTermination")), "interfaces must go with their instance");
+        let specifications = params.tag_specifications();
+        let kinds: Vec<_> = specifications.keys().map(String::as_str).collect();
+        insist(kinds == ["instance", "network-interface", "volume"], "everything must be tagged at creation");
+        let user_data =
+            aws_smithy_types::base64::decode(params.take("UserData").unwrap_or_default()).unwrap_or_default();
+        insist(user_data.len() <= 16 * 1024, "user data is too long");
+        let token = params.take("ClientToken").unwrap_or_default();
+        insist(!token.is_empty() && token.len() <= 64 && token.is_ascii(), "a client token must be given");
+        let order = Self {
+            token,
+            count: most,
+            kind: params.take("InstanceType").unwrap_or_default(),
+            image: params.take("ImageId").unwrap_or_default(),
+            key: None,
+            groups: params.list(&format!("{at}.SecurityGroupId")),
+            subnet: params.take(&format!("{at}.SubnetId")).unwrap_or_default(),
+            user_data: String::from_utf8_lossy(&user_data).into_owned(),
+            tags: specifications.into_values().next().unwrap_or_default(),
+        };
+        let key = params.take("KeyName");
+        order.check(world, key)
+    }
+
+    fn check(mut self, world: &World, key: Option<String>) -> Result<Self, Refused> {
+        if let Some(name) = key {
+            let found = world.keys.iter().find(|key| key.name == name).cloned();
+            let missing =
+                || refused("InvalidKeyPair.NotFound", format!("The key pair '{name}' does not exist"));
+            self.key = Some(found.ok_or_else(missing)?);
+        }
+        if let Some(id) = self.groups.iter().find(|id| world.groups.iter().all(|group| group.id != **id)) {
+            return Err(refused(
+                "InvalidGroup.NotFound",
+                format!("The security group '{id}' does not exist"),
+            ));
+        }
+        if SUBNETS.iter().all(|(id, _)| *id != self.subnet) {
+            return Err(refused(
+                "InvalidSubnetID.NotFound",
+                format!("The subnet ID '{}' does not exist", self.subnet),
+            ));
+        }
+        if self.image != IMAGE {
+            return Err(refused(
+                "InvalidAMIID.NotFound",
+                format!("The image id '[{}]' does not exist", self.image),
+            ));
+        }
+        Ok(self)
+    }
+
+    /// Real instances on this machine, with the host key that the user data brings.
+    async fn boot(&self, fake: &Fake, world: &mut World) -> Vec<Machine> {
+        let key = self.key.clone().expect("a launch that is no trial names its key");
+        let login = LoginKey { name: "lab".to_owned(), public: key.public.clone(), adopt: false };
+        fake.local.ensure_key(&login).await.expect("the key is taken over");
+        let (count, dies, late) = {
+            let mut faults = fake.faults();
+            let missing = usize::from(std::mem::take(&mut faults.is_launch_partial));
+            (self.count - missing, std::mem::take(&mut faults.dies_at_boot), faults.ssh_late.take())
+        };
+        let expires = self.written("/etc/labhost/expires").and_then(|text| text.trim().parse().ok());
+        let launch = Launch {
+            token: self.token.clone(),
+            fleet: "cloud".to_owned(),
+            instance_type: self.kind.clone(),
+            slots: (1..=count as u32).collect(),
+            cluster: self.tags.get("Cluster").cloned(),
+            role: None,
+            key: "lab".to_owned(),
+            group: None,
+            image: None,
+            tags: BTreeMap::new(),
+            expires_at_s: expires.expect("user data has a deadline"),
+        };
+        let made = fake.local.launch(&launch).await.expect("instances on this machine");
+        if let Some(late) = late {
+            fake.close_ssh_for(late).await;
+        }
+        let host_key = self.host_key();
+        let mut machines = Vec::new();
+        for (index, instance) in made.into_iter().enumerate() {
+            fake.local.set_host_key(&instance.id, &host_key).await.expect("the host key is taken over");
+            let (hidden, looks) = {
+                let faults = fake.faults();
+                (faults.hidden_looks, faults.pending_looks)
+            };
+            let number = world.number();
+            machines.push(Machine {
+                id: instance.id,
+                kind: self.kind.clone(),
+                image: self.image.clone(),
+                life: Life::Pending,
+                // The look that the counts are compared in is itself counted.
+                hidden: if hidden == 0 { 0 } else { hidden + 1 },
+                looks,
+                is_dying: dies && index == 0,
+                index,
+                token: self.token.clone(),
+                key: key.name.clone(),
+                groups: self.groups.clone(),
+                subnet: self.subnet.clone(),
+                address: instance.public_ip.expect("an address").to_string(),
+                launched_at_s: instance.launched_at_s,
+                reason: String::new(),
+                tags: self.tags.clone(),
+                volume: format!("vol-{number:08x}"),
+                interface: format!("eni-{number:08x}"),
+                lingering: 0,
+                user_data: self.user_data.clone(),
+            });
+        }
+        for dying in machines.iter().filter(|it| it.is_dying) {
+            fake.local.terminate(std::slice::from_ref(&dying.id)).await.expect("it ends");
+        }
+        machines
+    }
+
+    /// The private key of `ssh_keys` in the user data.
+    fn host_key(&self) -> String {
+        let start = self.user_data.find("ed25519_private: |\n").expect("user data has a host key");
+        let lines = self.user_data[start..].lines().skip(1);
+        lines.map_while(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
+    }
+
+    /// The content of a file that the user data writes.
+    fn written(&self, path: &str) -> Option<String> {
+        let start = self.user_data.find(&format!("  - path: {path}\n"))?;
+        let lines = self.user_data[start..].lines().skip_while(|line| *line != "    content: |").skip(1);
+        Some(lines.map_while(|line| line.strip_prefix("      ")).map(|line| format!("{line}\n")).collect())
+    }
+}
+
+fn instance_ids(world: &World, params: &mut Params) -> Result<Vec<String>, Refused> {
+    let ids = params.list("InstanceId");
+    match ids.iter().find(|id| world.machines.iter().all(|it| it.id != **id || it.hidden > 0)) {
+        Some(unknown) => Err(no_instance(unknown)),
+        None => Ok(ids),
+    }
+}
+
+pub(crate) async fn terminate_instances(
+    fake: &Fake,
+    world: &mut World,
+    params: &mut Params,
+    is_dry: bool,
+) -> Reply {
+    let ids = instance_ids(world, params)?;
+    if is_dry {
+        return Err(trial());
+    }
+    if world.machines.iter().any(|it| ids.contains(&it.id) && it.tags.contains_key("foreign")) {
+        world.violations.push("a foreign instance was terminated".to_owned());
+    }
+    fake.local.terminate(&ids).await.expect("instances on this machine end");
+    let (looks, lingering) = {
+        let faults = fake.faults();
+        (faults.shutting_down_looks, faults.lingering_interfaces)
+    };
+    let mut changes = Vec::new();
+    for it in world.machines.iter_mut().filter(|it| ids.contains(&it.id)) {
+        let before = it.life;
+        if it.is_living() {
+            (it.life, it.looks, it.lingering) = (Life::ShuttingDown, looks, lingering);
+            it.reason = "Client.UserInitiatedShutdown: User initiated shutdown".to_owned();
+        }
+        changes.push(
+            text("instanceId", &it.id)
+                + reads::state("currentState", it.life)
+                + reads::state("previousState", before),
+        );
+    }
+    Ok(set("instancesSet", changes))
+}
+
+pub(crate) fn start_instances(world: &mut World, params: &mut Params) -> Reply {
+    let ids = instance_ids(world, params)?;
+    for it in world.machines.iter_mut().filter(|it| ids.contains(&it.id) && it.life == Life::Stopped) {
+        it.life = Life::Pending;
+    }
+    Ok(set("instancesSet", ids.iter().map(|id| text("instanceId", id))))
+}
+
+pub(crate) fn create_tags(world: &mut World, params: &mut Params) -> Reply {
+    let (ids, tags) = (params.list("ResourceId"), params.tags("Tag"));
+    for id in ids {
+        match world.machines.iter_mut().find(|it| it.id == id) {
+            Some(machine) => machine.tags.extend(tags.clone()),
+            None => return Err(refused("InvalidID", format!("The ID '{id}' is not valid"))),
+        }
+    }
+    done()
+}
+
+pub(crate) fn import_key_pair(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
+    let name = params.take("KeyName").unwrap_or_default();
+    let material = params.take("PublicKeyMaterial").unwrap_or_default();
+    let tags = params.tag_specifications().remove("key-pair").unwrap_or_default();
+    if !tags.contains_key("labhost:lab") {
+        world.violations.push(format!("key {name} is made without tags"));
+    }
+    let public =
+        String::from_utf8(aws_smithy_types::base64::decode(material).unwrap_or_default()).unwrap_or_default();
+    if !public.starts_with("ssh-ed25519 ") {
+        return Err(refused("InvalidKey.Format", "Key is not in valid OpenSSH public key format"));
+    }
+    if world.keys.iter().any(|key| key.name == name) {
+        return Err(refused("InvalidKeyPair.Duplicate", format!("The keypair already exists: {name}")));
+    }
+    if is_dry {
+        return Err(trial());
+    }
+    let id = format!("key-{:08x}", world.number());
+    world.keys.push(Key { id: id.clone(), name: name.clone(), public, tags });
+    Ok(text("keyName", name) + text("keyPairId", id))
+}
+
+/// As in EC2, deleting what is not there succeeds.
+pub(crate) fn delete_key_pair(world: &mut World, params: &mut Params) -> Reply {
+    let name = params.take("KeyName").unwrap_or_default();
+    if world.keys.iter().any(|key| key.name == name && key.tags.contains_key("foreign")) {
+        world.violations.push(format!("the foreign key {name} was deleted"));
+    }
+    world.keys.retain(|key| key.name != name);
+    done()
+}
+
+pub(crate) fn create_security_group(
+    fake: &Fake,
+    world: &mut World,
+    params: &mut Params,
+    is_dry: bool,
+) -> Reply {
+    let name = params.take("GroupName").unwrap_or_default();
+    let vpc = params.take("VpcId").unwrap_or_default();
+    let tags = params.tag_specifications().remove("security-group").unwrap_or_default();
+    if !tags.contains_key("labhost:lab") || vpc != VPC || params.take("GroupDescription").is_none() {
+        world.violations.push(format!("group {name}: tags, network and description are needed"));
+    }
+    if world.groups.iter().any(|group| group.name == name) {
+        let message = format!("The security group '{name}' already exists for VPC '{vpc}'");
+        return Err(refused("InvalidGroup.Duplicate", message));
+    }
+    if is_dry {
+        return Err(trial());
+    }
+    let id = format!("sg-{:08x}", world.number());
+    let hidden = fake.faults().hidden_groups;
+    world.groups.push(Group { id: id.clone(), name, rules: Vec::new(), tags, hidden });
+    Ok(text("return", true) + text("groupId", id))
+}
+
+/// The group and the rules of a call that opens or closes one.
+fn rules(world: &mut World, params: &mut Params) -> Result<(String, Vec<Rule>), Refused> {
+    let id = params.take("GroupId").unwrap_or_default();
+    let mut rules = Vec::new();
+    for number in params.members("IpPermissions") {
+        let at = format!("IpPermissions.{number}");
+        let mut take = |name: &str| params.take(&format!("{at}.{name}")).unwrap_or_default();
+        let (protocol, from, to) = (take("IpProtocol"), take("FromPort"), take("ToPort"));
+        let mut sources = Vec::new();
+        for (list, field, word) in [("IpRanges", "CidrIp", "cidr"), ("Groups", "GroupId", "group")] {
+            for member in params.members(&format!("{at}.{list}")) {
+                let value = params.take(&format!("{at}.{list}.{member}.{field}")).unwrap_or_default();
+                sources.push(format!("{word} {value}"));
+            }
+        }
+        let rule = |source| Rule { protocol: protocol.clone(), from: from.clone(), to: to.clone(), source };
+        rules.extend(sources.into_iter().map(rule));
+    }
+    let unknown =
+        |id: &str| refused("InvalidGroup.NotFound", format!("The security group '{id}' does not exist"));
+    let group = world.group(&id).ok_or_else(|| unknown(&id))?;
+    if group.hidden > 0 {
+        group.hidden -= 1;
+        return Err(unknown(&id));
+    }
+    for other in rules.iter().filter_map(|rule| rule.source.strip_prefix("group ")) {
+        if world.groups.iter().all(|group| group.id != other) {
+            return Err(unknown(other));
+        }
+    }
+    Ok((id, rules))
+}
+
+pub(crate) fn authorize(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
+    let (id, rules) = rules(world, params)?;
+    let group = world.group(&id).expect("it was looked up");
+    if rules.iter().any(|rule| group.rules.contains(rule)) {
+        return Err(refused("InvalidPermission.Duplicate", "the specified rule already exists"));
+    }
+    if is_dry {
+        return Err(trial());
+    }
+    group.rules.extend(rules);
+    done()
+}
+
+pub(crate) fn revoke(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
+    let (id, rules) = rules(world, params)?;
+    let group = world.group(&id).expect("it was looked up");
+    if rules.iter().any(|rule| !group.rules.contains(rule)) {
+        return Err(refused(
+            "InvalidPermission.NotFound",
+            "The specified rule does not exist in this security group.",
+        ));
+    }
+    if is_dry {
+        return Err(trial());
+    }
+    group.rules.retain(|rule| !rules.contains(rule));
+    done()
+}
+
+pub(crate) fn delete_security_group(world: &mut World, params: &mut Params) -> Reply {
+    let id = params.take("GroupId").unwrap_or_default();
+    let Some(group) = world.groups.iter().find(|group| group.id == id).cloned() else {
+        return Err(refused("InvalidGroup.NotFound", format!("The security group '{id}' does not exist")));
+    };
+    let held = world.machines.iter().any(|it| it.has_interface() && it.groups.contains(&id));
+    for it in world.machines.iter_mut().filter(|it| it.life == Life::Terminated && it.groups.contains(&id)) {
+        it.lingering = it.lingering.saturating_sub(1);
+    }
+    let source = format!("group {id}");
+    let referred = world
+        .groups
+        .iter()
+        .any(|other| other.id != id && other.rules.iter().any(|rule| rule.source == source));
+    if held || referred {
+        return Err(refused("DependencyViolation", format!("resource {id} has a dependent object")));
+    }
+    if group.tags.contains_key("foreign") {
+        world.violations.push(format!("the foreign group {} was deleted", group.name));
+    }
+    world.groups.retain(|other| other.id != id);
+    Ok(text("return", true) + text("groupId", id))
+}

@@ -1,0 +1,67 @@
+//! What can be made to go wrong.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::xml::Refused;
+
+/// When a planned failure happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Nothing is done.
+    Instead,
+    /// It is done, and the answer is lost: the connection is closed.
+    Lost,
+}
+
+/// The next calls of an action fail.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub(crate) action: String,
+    pub(crate) times: u32,
+    pub(crate) when: When,
+    pub(crate) refused: Refused,
+}
+
+/// The switches. All counts are of looks, so that no test depends on time.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// Looks at a new instance for which it is not known yet.
+    pub(crate) hidden_looks: u32,
+    /// Looks for which it is pending.
+    pub(crate) pending_looks: u32,
+    /// Looks for which a terminated one is shutting down.
+    pub(crate) shutting_down_looks: u32,
+    /// Attempts to delete a group for which an interface of a terminated instance still holds it.
+    pub(crate) lingering_interfaces: u32,
+    /// Looks for which a new group is not known to other calls than its creation.
+    pub(crate) hidden_groups: u32,
+    /// A launch makes one less than asked.
+    pub(crate) is_launch_partial: bool,
+    /// The next launch's first member ends itself while booting.
+    pub(crate) dies_at_boot: bool,
+    /// How long the SSH servers of the next launch stay closed.
+    pub(crate) ssh_late: Option<Duration>,
+    /// What GetConsoleOutput shows; nothing when `None`.
+    pub(crate) console: Option<String>,
+    /// All calls after this many more fail with ExpiredToken.
+    pub(crate) expires_after: Option<u32>,
+    pub(crate) planned: VecDeque<Planned>,
+}
+
+impl Faults {
+    /// The failure that is planned for this call, if any.
+    pub(crate) fn next(&mut self, action: &str) -> Option<(When, Refused)> {
+        if let Some(left) = &mut self.expires_after {
+            if *left == 0 {
+                return Some((
+                    When::Instead,
+                    super::xml::refused("ExpiredToken", "The provided token has expired."),
+                ));
+            }
+            *left -= 1;
+        }
+        let planned = self.planned.iter_mut().find(|it| it.action == action && it.times > 0)?;
+        planned.times -= 1;
+        Some((planned.when, planned.refused.clone()))
+    }
+}

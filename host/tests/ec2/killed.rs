@@ -1,0 +1,58 @@
+//! `kill -9` at every line of the journal: the next run adopts what there is.
+
+use crate::{fake::Cloud, lab::Lab};
+
+/// Kills a run of the instances before and after each line of its journal, and runs it again; in the end there is
+/// each member once, and `stop` leaves nothing.
+#[test]
+fn killed_at_any_line_is_taken_up_by_the_next_run() {
+    let cloud = Cloud::start();
+    for when in ["before", "after"] {
+        // Lab, start, then key, two groups and two launches with their ends.
+        for line in 1..=12 {
+            let lab = Lab::new(&cloud);
+            lab.provision_killed(&format!("{when}:{line}")).expect_killed();
+            lab.provision().expect(0);
+            let mut names: Vec<_> = lab.instances().into_iter().map(|it| it.name).collect();
+            names.sort();
+            assert_eq!(names, ["app-1", "app-2", "lb-1"], "killed {when} {line}");
+            assert_eq!(cloud.living().len(), 3, "killed {when} {line}");
+            lab.stop_clean(&cloud);
+        }
+    }
+}
+
+#[test]
+fn killed_run_is_removed_by_stop_alone() {
+    let cloud = Cloud::start();
+    for line in [4, 6, 8, 10, 12] {
+        let lab = Lab::new(&cloud);
+        lab.provision_killed(&format!("before:{line}")).expect_killed();
+        lab.stop_clean(&cloud);
+    }
+}
+
+#[test]
+fn killed_teardown_is_finished_by_the_next() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    lab.stop_killed("before:2").expect_killed();
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn interrupted_run_is_taken_up_by_the_next() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.faults().pending_looks = 1000;
+    lab.provision_interrupted_when(|| cloud.living().len() == 3)
+        .expect(130)
+        .says("3 instances exist")
+        .says("dollars per hour");
+    cloud.with(|world| world.machines.iter_mut().for_each(|it| it.looks = 0));
+    cloud.faults().pending_looks = 0;
+    lab.provision().expect(0).says("2 kept");
+    assert_eq!(cloud.living().len(), 3);
+    lab.stop_clean(&cloud);
+}

@@ -1,0 +1,134 @@
+//! What keeps a lab from costing more than it should.
+
+use crate::{
+    fake::Cloud,
+    lab::{Lab, WHOLE},
+};
+
+#[test]
+fn nine_instances_are_the_ceiling() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.set_topology(r#"#{ name: "app", type: "t2.micro", count: 10, cluster: "cluster1" }"#);
+    lab.provision().expect(4).says("there would be 10, and the ceiling is 9");
+    assert_eq!(cloud.living().len(), 0);
+    lab.labhost(&["--provider", "ec2", "--max-instances", "10", "recipes/provision.rhai"]).expect(0);
+    assert_eq!(cloud.living().len(), 10);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn instances_of_the_owners_other_labs_count() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    for number in 0..7 {
+        let tags = [("labhost:owner", "me"), ("labhost:lab", "other"), ("labhost:expires", "99999999999")];
+        cloud.add_foreign(&format!("i-other{number}"), &tags);
+    }
+    cloud.add_foreign("i-nobody", &[]);
+    let words = ["--provider", "ec2", "--owner", "me", "recipes/provision.rhai"];
+    lab.labhost(&words).expect(4).says("7 outside this lab there would be 10");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn learner_lab_is_held_to_nine_in_the_whole_account() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.set_arn("arn:aws:sts::123456789012:assumed-role/voclabs/user1=Test");
+    for number in 0..8 {
+        cloud.add_foreign(&format!("i-other{number}"), &[]);
+    }
+    let words = ["--provider", "ec2", "--max-instances", "30", "recipes/provision.rhai"];
+    lab.labhost(&words).expect(4).says("a Learner Lab allows 9");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn twenty_instances_are_not_launched_without_a_word() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    for number in 0..18 {
+        cloud.add_foreign(&format!("i-other{number}"), &[("labhost:owner", "me")]);
+    }
+    let words = ["--provider", "ec2", "--owner", "me", "--max-instances", "30", "recipes/provision.rhai"];
+    lab.labhost(&words).expect(0).says("with 20 or more is deactivated");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn hourly_limit_holds_and_unknown_prices_are_refused_under_it() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    let limited = ["--provider", "ec2", "--max-hourly", "0.05", "recipes/provision.rhai"];
+    lab.labhost(&limited).expect(4).says("would cost 0.1").says("the limit is 0.05");
+    lab.set_topology(r#"#{ name: "app", type: "m7i.large", count: 1, cluster: "cluster1" }"#);
+    lab.stop_clean(&cloud);
+    lab.labhost(&limited).expect(4).says("the price of m7i.large is unknown");
+    assert_eq!(cloud.living().len(), 0);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn price_is_shown_by_status_and_in_the_recipe() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.set_topology(WHOLE);
+    lab.provision().expect(0);
+    lab.labhost(&["status"])
+        .expect(0)
+        .says("9 instances on ec2")
+        .says("about 0.56 dollars per hour")
+        .says("prices of");
+    lab.write(
+        "recipes/cost.rhai",
+        "let c = ec2::cost(); ui::info(`${c.instances} ${c.usd_per_hour > 0.5} ${c.note}`);",
+    );
+    lab.labhost(&["recipes/cost.rhai"]).expect(0).says("9 true it costs about 0.56");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn expired_leftovers_of_the_owner_are_named() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.add_foreign(
+        "i-old",
+        &[("labhost:owner", "me"), ("labhost:lab", "abc"), ("labhost:expires", "1700000000")],
+    );
+    cloud.add_foreign(
+        "i-his",
+        &[("labhost:owner", "he"), ("labhost:lab", "def"), ("labhost:expires", "1700000000")],
+    );
+    let ended = lab.labhost(&["--provider", "ec2", "--owner", "me", "recipes/provision.rhai"]).expect(0);
+    assert!(ended.text().contains("leftovers: i-old of lab abc"), "{ended}");
+    assert!(!ended.text().contains("i-his"), "{ended}");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn extension_moves_the_tag_and_the_guard_on_every_instance() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let ends = || {
+        cloud.living().iter().map(|it| it.tags["labhost:expires"].parse::<u64>().unwrap()).collect::<Vec<_>>()
+    };
+    let before = ends();
+    lab.labhost(&["extend", "5h"]).expect(0).says("end by themselves in");
+    assert!(ends().iter().zip(before).all(|(after, before)| *after > before + 10_000), "{:?}", ends());
+    // On the fake the guard is the local agent's.
+    assert!(cloud.guards().iter().all(|at| ends().contains(at)), "{:?} {:?}", cloud.guards(), ends());
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn type_of_another_architecture_is_refused_before_launch() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.set_topology(r#"#{ name: "app", type: "t4g.micro", count: 1, cluster: "cluster1" }"#);
+    lab.provision().expect(4).says("t4g.micro is not for x86_64").says("t2.micro");
+    lab.set_topology(r#"#{ name: "app", type: "t2.mikro", count: 1, cluster: "cluster1" }"#);
+    lab.provision().expect(1).says("did you mean `t2.micro`");
+    lab.stop_clean(&cloud);
+}

@@ -1,0 +1,86 @@
+//! `--plan`: says what would change, and changes nothing.
+
+use crate::{
+    fake::Cloud,
+    lab::{Lab, WHOLE},
+};
+
+/// No call that changes something was made for real.
+#[track_caller]
+fn assert_only_tried(cloud: &Cloud) {
+    for call in cloud.take_calls() {
+        let reads = call.action.starts_with("Describe") || call.action.starts_with("Get");
+        assert!(reads || call.is_dry, "{call:?}");
+    }
+}
+
+#[test]
+fn plan_of_a_new_lab_names_everything_and_exits_10() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.set_topology(WHOLE);
+    let ended = lab.labhost(&["--provider", "ec2", "--plan", "recipes/run.rhai"]).expect(10);
+    for part in [
+        "add      key pair lab",
+        "add      security group lab-lb (2 rules)",
+        "add      instance large-4 (t2.large)",
+        "add      instance lb-1 (t2.large)",
+        "there would be 9 instances with 14 vCPU",
+        "0.56 dollars per hour",
+        "1.13 dollars for 2h",
+        "would upload worker on 8 hosts",
+    ] {
+        assert!(ended.text().contains(part), "{part:?} is not in\n{ended}");
+    }
+    assert_only_tried(&cloud);
+    assert!(!lab.file("artifacts").exists(), "nothing is written");
+}
+
+#[test]
+fn plan_without_changes_exits_0_and_one_with_changes_names_them() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    cloud.take_calls();
+    let journal = lab.read("artifacts/journal.ndjson");
+    lab.plan().expect(0).says("keep     instance app-2").says("keep     security group lab-lb");
+    lab.set_topology(
+        r#"#{ name: "app", type: "t2.small", count: 1, cluster: "cluster1" }, #{ name: "lb", type: "t2.large", count: 1, role: "balancer" }"#,
+    );
+    let words = ["--my-ip", "203.0.113.9", "--plan", "recipes/provision.rhai"];
+    let ended = lab.labhost(&words).expect(10);
+    for part in [
+        "change   security group lab-lb: + port 22 from 203.0.113.9/32",
+        "- port 22 from 198.51.100.7/32",
+        "add      instance app-1 (t2.small)",
+        "remove   instance app-1 (t2.micro",
+        "remove   instance app-2 (t2.micro",
+    ] {
+        assert!(ended.text().contains(part), "{part:?} is not in\n{ended}");
+    }
+    assert_only_tried(&cloud);
+    assert_eq!(journal, lab.read("artifacts/journal.ndjson"));
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn plan_of_a_teardown_names_what_goes() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    cloud.take_calls();
+    lab.labhost(&["--plan", "recipes/stop.rhai", "--confirm"]).expect(10).says("remove   security group sg-");
+    assert_only_tried(&cloud);
+    assert_eq!(cloud.living().len(), 3);
+    lab.stop_clean(&cloud);
+    lab.labhost(&["--provider", "ec2", "--plan", "recipes/stop.rhai"]).expect(0);
+}
+
+#[test]
+fn plan_finds_a_missing_permission() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.fail("RunInstances", "UnauthorizedOperation", 1);
+    lab.plan().expect(4).says("UnauthorizedOperation");
+    assert_only_tried(&cloud);
+}

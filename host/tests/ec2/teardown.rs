@@ -1,0 +1,117 @@
+//! `stop`: everything of the lab and nothing else, however often and whatever was lost.
+
+use crate::{
+    fake::{Cloud, Life},
+    lab::Lab,
+};
+
+#[test]
+fn lost_state_does_not_matter() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    lab.lose_state();
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn run_with_lost_state_replaces_what_nobody_can_log_in_to() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let before: Vec<_> = cloud.living().iter().map(|it| it.id.clone()).collect();
+    lab.lose_state();
+    lab.provision().expect(0).says("its private half was lost").says("host key was lost");
+    let after: Vec<_> = cloud.living().iter().map(|it| it.id.clone()).collect();
+    assert_eq!(after.len(), 3);
+    assert!(after.iter().all(|id| !before.contains(id)), "{before:?} {after:?}");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn what_still_holds_a_group_is_named_and_waited_for() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.faults().lingering_interfaces = 4;
+    lab.provision().expect(0);
+    let ended = lab.stop().expect(0).says("is held by network interface eni-");
+    assert!(ended.text().contains("at most"), "{ended}");
+    assert_eq!(cloud.left(), Vec::<String>::new());
+}
+
+#[test]
+fn group_that_stays_held_makes_the_teardown_incomplete() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let id =
+        cloud.with(|world| world.groups.iter().find(|it| it.name.ends_with("-lab-lb")).unwrap().id.clone());
+    cloud.add_foreign_group("somebody", Some(&id));
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    lab.stop()
+        .expect(8)
+        .says(&format!("({id}) is held by a rule of security group sg-somebody"))
+        .says("1 left");
+    assert_eq!(cloud.left(), [format!("group labhost-{}-lab-lb", lab.tag())]);
+    cloud.with(|world| world.groups.retain(|it| it.name != "somebody"));
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn bootstrap_can_be_kept_and_used_again() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let groups =
+        |cloud: &Cloud| cloud.with(|world| world.groups.iter().map(|it| it.id.clone()).collect::<Vec<_>>());
+    let before = groups(&cloud);
+    lab.labhost(&["--provider", "ec2", "recipes/stop.rhai", "--confirm", "--keep-bootstrap"]).expect(0);
+    assert_eq!(cloud.living().len(), 0);
+    assert_eq!((groups(&cloud), cloud.with(|world| world.keys.len())), (before.clone(), 1));
+    lab.provision().expect(0);
+    assert_eq!(groups(&cloud), before);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn another_folders_lab_is_removed_by_its_tag() {
+    let cloud = Cloud::start();
+    let (gone, here) = (Lab::new(&cloud), Lab::new(&cloud));
+    gone.provision().expect(0);
+    here.provision().expect(0);
+    let tag = gone.tag();
+    drop(gone);
+    here.labhost(&["recipes/stop.rhai", "--confirm", "--lab", &tag]).expect(0);
+    assert_eq!(cloud.living().len(), 3, "this folder's own lab stays");
+    assert!(cloud.living().iter().all(|it| it.tags["labhost:lab"] == here.tag()));
+    here.stop_clean(&cloud);
+}
+
+#[test]
+fn confirmation_is_needed_and_foreign_things_stay() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.add_foreign("i-foreign", &[("Name", "labhost-large")]);
+    lab.provision().expect(0);
+    lab.labhost(&["recipes/stop.rhai"])
+        .expect(7)
+        .says("instance i-")
+        .says("key pair key-")
+        .says("volume vol-");
+    assert_eq!(cloud.living().len(), 3);
+    lab.stop_clean(&cloud);
+    lab.stop().expect(0).says("nothing to do");
+    let foreign = cloud.with(|world| world.machines.iter().find(|it| it.id == "i-foreign").unwrap().life);
+    assert_eq!(foreign, Life::Running);
+}
+
+#[test]
+fn instance_ended_by_hand_is_replaced() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    cloud.kill(&lab.instances()[0].id);
+    lab.provision().expect(0).says("1 kept, 1 launched (app-1)");
+    assert_eq!(cloud.living().len(), 3);
+    lab.stop_clean(&cloud);
+}
