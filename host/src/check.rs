@@ -27,8 +27,26 @@ pub struct Checked {
     pub problems: Vec<Problem>,
     /// Flags that the recipe or its imports ask for.
     pub flags: Vec<FlagSpec>,
+    /// Arguments that they ask for.
+    pub arguments: Arguments,
     /// Every file that belongs to it.
     pub files: Vec<PathBuf>,
+}
+
+/// How many arguments a recipe takes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Arguments {
+    count: usize,
+    /// Which ones it asks for is computed while it runs.
+    is_open: bool,
+}
+
+impl Arguments {
+    /// `None` for any number.
+    #[must_use]
+    pub fn max(self) -> Option<usize> {
+        (!self.is_open).then_some(self.count)
+    }
 }
 
 /// Functions that belong to the language's own syntax and take any arguments.
@@ -77,6 +95,8 @@ struct Scope {
     own: Unit,
     /// By the name that `import ... as NAME` gives.
     imports: BTreeMap<String, Unit>,
+    /// Names of imports whose path is computed.
+    opaque: BTreeSet<String>,
     /// Keys of maps: any of them may hold a closure, which can be called like a method.
     keys: BTreeSet<String>,
 }
@@ -97,7 +117,13 @@ impl Checker<'_> {
         };
         let own =
             Unit { functions: ast.iter_functions().map(|f| (f.name.to_owned(), f.params.len())).collect() };
-        let mut scope = Scope { file: file.to_owned(), own, imports: BTreeMap::new(), keys: BTreeSet::new() };
+        let mut scope = Scope {
+            file: file.to_owned(),
+            own,
+            imports: BTreeMap::new(),
+            opaque: BTreeSet::new(),
+            keys: BTreeSet::new(),
+        };
         self.collect(&ast, &mut scope, depth);
         self.calls(&ast, &scope);
         self.units.insert(file.to_owned(), scope.own.clone());
@@ -110,8 +136,12 @@ impl Checker<'_> {
         ast.walk(&mut |path| {
             match path.last() {
                 Some(ASTNode::Stmt(Stmt::Import(import, position))) => {
-                    if let Expr::StringConstant(name, _) = &import.0 {
-                        imports.push((name.to_string(), import.1.name.to_string(), *position));
+                    match &import.0 {
+                        Expr::StringConstant(name, _) => {
+                            imports.push((name.to_string(), import.1.name.to_string(), *position));
+                        }
+                        // What a computed import brings is only known when it runs.
+                        _ => scope.opaque.extend([import.1.name.to_string()]),
                     }
                 }
                 Some(ASTNode::Expr(Expr::Map(map, _))) => {
@@ -168,6 +198,9 @@ impl Checker<'_> {
             return;
         }
         if method && module.is_none() && scope.keys.contains(name) {
+            return;
+        }
+        if module.as_ref().is_some_and(|module| scope.opaque.contains(module)) {
             return;
         }
         let arity = call.args.len() + usize::from(method);
@@ -273,18 +306,48 @@ impl Checker<'_> {
 
     /// Compares the map literal in the last argument with the options that the function knows.
     fn options(&mut self, scope: &Scope, module: Option<&str>, call: &FnCallExpr) {
+        if module.is_none() && !arities_in(&scope.own, &call.name).is_empty() {
+            return; // The recipe has a function of its own with this name.
+        }
         let function =
             module.map_or_else(|| call.name.to_string(), |module| format!("{module}::{}", call.name));
-        let Some(known) = self.known.get(function.as_str()).copied() else { return };
-        let Some(Expr::Map(map, _)) = call.args.last() else { return };
-        for (key, _) in &map.0 {
-            if known.iter().all(|option| option.name != key.name.as_str()) {
-                self.report(&scope.file, key.pos, options::unknown_key(&function, &key.name, known));
+        if let Some(last) = call.args.last() {
+            self.keys(scope, &function, last);
+        }
+    }
+
+    /// Compares the keys of a map literal, or of each one in a list literal, with what is known under `name`; the
+    /// options of an option are known under `NAME.KEY`.
+    fn keys(&mut self, scope: &Scope, name: &str, value: &Expr) {
+        let Some(known) = self.known.get(name).copied() else { return };
+        match value {
+            Expr::Map(map, _) => {
+                for (key, value) in &map.0 {
+                    if known.iter().all(|option| option.name != key.name.as_str()) {
+                        self.report(&scope.file, key.pos, options::unknown_key(name, &key.name, known));
+                    }
+                    self.keys(scope, &format!("{name}.{}", key.name), value);
+                }
             }
+            Expr::Array(items, _) => items.iter().for_each(|item| self.keys(scope, name, item)),
+            _ => {}
+        }
+    }
+
+    fn note_argument(&mut self, index: Option<&Expr>) {
+        let arguments = &mut self.found.arguments;
+        match index {
+            Some(Expr::IntegerConstant(index, _)) => {
+                arguments.count = arguments.count.max(usize::try_from(*index).map_or(0, |index| index + 1));
+            }
+            _ => arguments.is_open = true,
         }
     }
 
     fn note_flag(&mut self, module: Option<&str>, call: &FnCallExpr) {
+        if module == Some("cli") && call.name == "arg" {
+            return self.note_argument(call.args.first());
+        }
         let name = match (module, call.name.as_str(), call.args.first()) {
             (Some("cli"), "flag", Some(Expr::StringConstant(name, _))) => name.to_string(),
             (Some("ui"), "confirm", _) => "confirm".to_owned(),
@@ -345,6 +408,11 @@ mod tests {
         refused("let h = ec2::list();\nh.uplod(\"a\", \"b\");", "did you mean `upload`?", (2, 3));
         refused("ec2::wait();", "takes 1 or 2 arguments, not 0", (1, 6));
         refused("ec2::instances(#{\n  name: \"a\",\n  cuont: 4 });", "did you mean `count`?", (3, 3));
+        refused(
+            "ec2::security_group(#{ name: \"a\", ingress: [#{ port: 1, form: \"me\" }] });",
+            "did you mean `from`?",
+            (1, 57),
+        );
         refused("import \"../x\" as x;", "outside", (1, 1));
         refused("import \"lib\" as l;\nl::thrice(1);", "did you mean `l::twice`?", (2, 4));
         refused("print(undefined);", "undefined", (1, 7));
@@ -359,6 +427,8 @@ mod tests {
             "let m = #{ f: |x| x + 1 }; m.f(2); let g = |a, b| a + b; g.call(1, 2);",
             "fn scale(k) { this * k } let x = 3; x.scale(4); [1, 2].map(|v| v * 2).len();",
             "let s = \"a,b\".split(\",\"); print(s[0].to_upper());",
+            "fn service(m) { print(m.colour); } service(#{ colour: \"red\" });",
+            "let n = \"lib\"; import n as l; l::twice(1);",
         ] {
             let found = checked(text);
             let shown: Vec<_> = found.problems.iter().map(|problem| problem.failure.render()).collect();

@@ -3,7 +3,7 @@
 //! `labhost RECIPE [ARGUMENTS]` and a few commands around it. Options of labhost may stand before or after the
 //! recipe; what labhost does not know belongs to the recipe.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
@@ -36,9 +36,9 @@ pub struct Options {
     /// The folder for the lab's state, keys and results [default: `artifacts` beside `recipes`].
     #[arg(long, global = true, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// How long new instances live before they end by themselves.
-    #[arg(long, global = true, default_value = "2h", value_name = "TIME")]
-    pub ttl: Span,
+    /// How long a new lab lives before it ends by itself [default: 2h].
+    #[arg(long, global = true, value_name = "TIME")]
+    pub ttl: Option<Span>,
     /// The most instances that the lab may have [default: 9 on ec2, 64 on this machine].
     #[arg(long, global = true, value_name = "COUNT")]
     pub max_instances: Option<usize>,
@@ -79,6 +79,17 @@ pub struct Ec2Options {
     /// ec2: act on the lab with this tag labhost:lab instead of this folder's.
     #[arg(long, global = true, value_name = "ID")]
     pub lab: Option<String>,
+}
+
+/// How long a lab lives unless told otherwise: forgotten machines are what labs cost most.
+const TTL: Span = Span(Duration::from_secs(2 * 3600));
+
+impl Options {
+    /// The lifetime of a new lab.
+    #[must_use]
+    pub fn lifetime(&self) -> Span {
+        self.ttl.unwrap_or(TTL)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -190,7 +201,7 @@ mod tests {
     fn options_may_stand_on_either_side_of_the_recipe() {
         let cli = parsed("--ttl 1h recipes/run.rhai a --json --mode closed --state /x -- --prune").unwrap();
         assert!(cli.options.json && !cli.options.prune);
-        assert_eq!(cli.options.ttl.to_string(), "1h");
+        assert_eq!(cli.options.ttl.unwrap().to_string(), "1h");
         assert_eq!(cli.options.state, Some(PathBuf::from("/x")));
         let Command::Recipe(words) = cli.command else { panic!("no recipe") };
         assert_eq!(words, ["recipes/run.rhai", "a", "--mode", "closed", "--", "--prune"]);

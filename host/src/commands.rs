@@ -22,7 +22,7 @@ use crate::{
     failure::Problem,
     identity,
     lab::{self, Lab},
-    provider::{Instance, Provider, epoch_s, local::Local},
+    provider::{Instance, Provider, epoch_s, is_running, local::Local},
     recipe::Recipe,
     runner,
     script::args::FlagSpec,
@@ -102,11 +102,8 @@ pub fn recipe_help(recipe: &Recipe, flags: &[FlagSpec]) -> String {
     let text = recipe.read(&recipe.file).unwrap_or_default();
     let mut help = String::new();
     for line in text.lines().map_while(|line| line.strip_prefix("//")) {
-        let _ = writeln!(
-            help,
-            "{}",
-            line.trim_start_matches('/').trim_start_matches('!').trim_start_matches(' ')
-        );
+        let line = line.trim_start_matches('/').trim_start_matches('!');
+        let _ = writeln!(help, "{}", line.strip_prefix(' ').unwrap_or(line));
     }
     if !flags.is_empty() {
         let _ = writeln!(help, "\nFlags:");
@@ -193,10 +190,17 @@ fn details(functions: &[&Function], name: &str) -> Result<String, Error> {
         if function.signature.contains(": map")
             && let Some(options) = known.get(key)
         {
-            for option in *options {
+            let nested =
+                |option: &crate::options::OptionDoc| known.get(format!("{key}.{}", option.name).as_str());
+            let lines = options.iter().flat_map(|option| {
+                let inner = nested(option).into_iter().flat_map(|inner| inner.iter());
+                std::iter::once((0, option)).chain(inner.map(|inner| (2, inner)))
+            });
+            for (indent, option) in lines {
                 let _ = writeln!(
                     text,
-                    "      {:<34} {}",
+                    "      {:indent$}{:<34} {}",
+                    "",
                     format!("{} ({})", option.name, option.kind_shown()),
                     option.doc.trim()
                 );
@@ -284,7 +288,7 @@ fn backends(instances: &[Instance], cluster: &str, status: &Value) -> Vec<Value>
         .collect()
 }
 
-/// The instance with this name or id, and its SSH configuration written anew.
+/// The running instance with this name or id, and the SSH configuration, written anew.
 fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(std::path::PathBuf, Instance), Error> {
     let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost ssh".to_owned(), ui)?;
     let instances = runner::runtime()?.block_on(lab.list())?;
@@ -303,6 +307,11 @@ fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(std::path::PathB
         };
         Error::usage(format!("there is no host called `{name}`")).with_hint(hint)
     })?;
+    if !is_running(&found) {
+        return Err(Error::host(format!("{} does not run", found.name))
+            .with_hint("Running the recipe again starts it: recipes/run.rhai."));
+    }
+    lab.write_ssh_config(&instances)?;
     Ok((lab.dir().join("ssh_config"), found))
 }
 

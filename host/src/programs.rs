@@ -94,8 +94,12 @@ async fn run_cargo(workspace: &Path, names: &[String]) -> Result<Vec<u8>, Error>
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    let child =
-        command.spawn().context(Kind::Recipe, || format!("build {what}: start {}", cargo.display()))?;
+    let child = command
+        .spawn()
+        .context(Kind::Recipe, || format!("build {what}: start {}", cargo.display()))
+        .map_err(|error| {
+            error.with_hint("`labhost doctor` says what is missing on this machine and how to get it.")
+        })?;
     let group = Group(child.id());
     let output = child.wait_with_output().await.context(Kind::Recipe, || format!("build {what}"))?;
     std::mem::forget(group);

@@ -1,6 +1,11 @@
 //! Runs one recipe: check it, give the engine a thread of its own, and stay here for Ctrl-C and the time limit.
 
-use std::{path::PathBuf, sync::Arc, task::Poll, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
 
 use rhai::{Dynamic, Engine};
 use tokio::{
@@ -17,10 +22,13 @@ use crate::{
     error::Context as _,
     failure::Problem,
     identity,
+    invocation::Invocation,
     lab::{Lab, Limits},
+    provider::epoch_s,
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
     ui::{self, Ui},
+    units::Span,
 };
 
 /// Stack of the engine's thread: deep enough for the allowed call depth in a debug build.
@@ -51,7 +59,7 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome,
         ui.info(&commands::recipe_help(&recipe, &checked.flags));
         return Ok(Outcome::Done);
     }
-    let args = RecipeArgs::parse(words, &checked.flags).map_err(one)?;
+    let args = RecipeArgs::parse(words, &checked.flags, checked.arguments.max()).map_err(one)?;
     let state = state_dir(options, Some(&recipe)).map_err(one)?;
     // Every process that this one starts is known by this mark, and `stop` finds it when this one was killed.
     // SAFETY: no other thread runs yet.
@@ -62,7 +70,9 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome,
     if options.plan {
         lab.plan_only();
     }
-    let mut run = Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel, runtime.handle().clone());
+    let invocation = Invocation::new(name, options.state.as_deref());
+    let handle = runtime.handle().clone();
+    let mut run = Run::new(lab, Arc::clone(ui), args, recipe.root.clone(), cancel, handle, invocation);
     run.prune = options.prune;
     run.strict = options.strict;
     let run = Arc::new(run);
@@ -72,7 +82,7 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome,
     if let Some(result) = &ended {
         runtime.block_on(async {
             tokio::select! {
-                () = wind_up(&run, result) => {}
+                () = wind_up(&run, options, result) => {}
                 () = signals.next() => {}
             }
         });
@@ -86,7 +96,7 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome,
 /// Shows the plan, if this was one.
 fn outcome(run: &Run, options: &Options) -> Outcome {
     let Some((rehearsal, cost)) = run.lab.rehearsal() else { return Outcome::Done };
-    ui::plan::show(&run.ui, &rehearsal, &cost, options.ttl, |kind| run.lab.provider().vcpus(kind));
+    ui::plan::show(&run.ui, &rehearsal, &cost, options.lifetime(), |kind| run.lab.provider().vcpus(kind));
     if rehearsal.has_changes() { Outcome::WouldChange } else { Outcome::Done }
 }
 
@@ -95,10 +105,28 @@ fn interrupted() -> Result<(), Problem> {
 }
 
 /// What follows the recipe's end, whatever that was.
-async fn wind_up(run: &Run, result: &Result<(), Problem>) {
+async fn wind_up(run: &Run, options: &Options, result: &Result<(), Problem>) {
     run.close().await;
+    if let (Ok(()), Some(ttl)) = (result, options.ttl) {
+        warn_of_other_end(run, ttl).await;
+    }
     if result.as_ref().is_err_and(|problem| problem.kind == Kind::Interrupted) {
         say_what_exists(run).await;
+    }
+}
+
+/// A lab's end is set when it is first launched; a later `--ttl` does not move it.
+async fn warn_of_other_end(run: &Run, ttl: Span) {
+    /// A run itself takes time between the launch and its end.
+    const TOLERANCE_S: u64 = 120;
+    let instances = run.lab.last_seen().await.unwrap_or_default();
+    let Some(end) = instances.iter().map(|instance| instance.expires_at_s).max() else { return };
+    let wished = epoch_s(SystemTime::now() + ttl.0);
+    if end.abs_diff(wished) > TOLERANCE_S {
+        run.ui.warn(&format!(
+            "--ttl is for new labs: the instances {}; `labhost extend {ttl}` moves that",
+            commands::ends(end)
+        ));
     }
 }
 
@@ -138,8 +166,11 @@ pub fn state_dir(options: &Options, recipe: Option<&Recipe>) -> Result<PathBuf, 
 /// The lab at this state directory, with the provider that the options name.
 pub fn lab_at(options: &Options, dir: PathBuf, command: String, ui: &Arc<Ui>) -> Result<Lab, Error> {
     let provider = commands::provider(options, &dir, ui)?;
-    let limits =
-        Limits { ttl: options.ttl.0, instances_max: options.max_instances, hourly_max: options.max_hourly };
+    let limits = Limits {
+        ttl: options.lifetime().0,
+        instances_max: options.max_instances,
+        hourly_max: options.max_hourly,
+    };
     Ok(Lab::new(dir, provider, command, limits))
 }
 
@@ -256,5 +287,8 @@ async fn say_what_exists(run: &Run) {
     let types: Vec<_> = instances.iter().map(|instance| instance.instance_type.as_str()).collect();
     let cost = run.lab.provider().cost(&types).note;
     run.ui.note(&format!("they {}; {cost}", commands::ends(expires)));
-    run.ui.note("go on: run the same recipe again; remove them: labhost recipes/stop.rhai --confirm");
+    run.ui.note(&format!(
+        "go on: run the same recipe again; remove them: {} --confirm",
+        run.invocation.of("stop.rhai")
+    ));
 }

@@ -253,9 +253,19 @@ impl Lab {
             if let Some(view) = views::BalancerView::of(instance, group) {
                 views::write_json(&self.dir.join("lb.json"), &view)?;
             }
+        } else {
+            // It may not be there at all.
+            let _ = fs::remove_file(self.dir.join("lb.json"));
         }
         run.expires_at_s = instances.iter().map(|instance| instance.expires_at_s).max();
         run.write(&self.dir)?;
+        drop(session);
+        self.write_ssh_config(instances)
+    }
+
+    /// Writes the SSH configuration anew.
+    pub fn write_ssh_config(&self, instances: &[Instance]) -> Result<(), Error> {
+        let run = lock(&self.session).run.clone();
         let own = || keys::path(&self.dir.join("keys"), run.key.as_deref().unwrap_or("lab"));
         ssh::write_config(&self.dir, instances, &run.identity.clone().unwrap_or_else(own))
     }
@@ -266,7 +276,7 @@ impl Lab {
         // A labhost that was killed at the very end of its `stop` leaves the lock alone.
         let files = own_files(&self.dir).count() + usize::from(self.dir.join("lock").exists());
         if files > 0 {
-            remains.push(format!("state: {files} files and folders in {}", self.dir.display()));
+            remains.push(format!("state in {} ({files} entries)", self.dir.display()));
         }
         Ok(remains)
     }

@@ -45,7 +45,10 @@ pub fn make_dir(path: &Path) -> Result<(), Error> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .context(Kind::Internal, || format!("create {}", path.display()))
+        .context(Kind::Usage, || format!("create {}", path.display()))
+        .map_err(|error| {
+            error.with_hint("The lab's state must lie in a folder of yours; choose one with --state DIR.")
+        })
 }
 
 /// Writes JSON under a temporary name, syncs it and renames it, so that readers see the old file or the new one.

@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{Error, Kind, ssh::Session, ui::report::nearest};
+use crate::{Error, Kind, options_map, ssh::Session, ui::report::nearest};
 
 #[cfg(feature = "ec2")]
 pub mod ec2;
@@ -140,13 +140,15 @@ pub struct Change {
     pub what: String,
 }
 
-/// One rule of a security group: who may reach a TCP port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ingress {
-    pub port: u16,
-    /// `me`, `any`, `group:NAME` or a CIDR block.
-    pub from: String,
+options_map! {
+    /// One rule of a security group: who may reach a TCP port.
+    #[derive(PartialEq, Eq, Serialize)]
+    pub struct Ingress {
+        /// The TCP port.
+        pub port: u16,
+        /// `"me"`, `"any"`, `"group:NAME"` or a CIDR block.
+        pub from: String,
+    }
 }
 
 /// Creates, lists and removes instances. Every call is idempotent: repeating it after a crash is safe.

@@ -23,12 +23,15 @@ pub struct RecipeArgs {
 impl RecipeArgs {
     /// Sorts words into arguments and flags. A flag that the recipe never asks for is an error, because a typing
     /// mistake in `--confirm` must not pass unseen.
-    pub fn parse(words: &[String], specs: &[FlagSpec]) -> Result<Self, Error> {
+    ///
+    /// More arguments than the recipe takes are an error as well; `None` for any number.
+    pub fn parse(words: &[String], specs: &[FlagSpec], arguments_max: Option<usize>) -> Result<Self, Error> {
         let mut args = Self::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty()) else {
                 match word.as_str() {
+                    word if is_short_flag(word) => return Err(unknown(word.trim_start_matches('-'), specs)),
                     "--" => args.positional.extend(words.by_ref().cloned()),
                     _ => args.positional.push(word.clone()),
                 }
@@ -46,8 +49,19 @@ impl RecipeArgs {
             };
             args.flags.insert(name.to_owned(), value);
         }
-        Ok(args)
+        match arguments_max.and_then(|max| args.positional.get(max)) {
+            None => Ok(args),
+            Some(surplus) => {
+                Err(Error::usage(format!("`{surplus}` is one argument too many for this recipe"))
+                    .with_hint("`labhost RECIPE --help` says what it takes; flags begin with `--`."))
+            }
+        }
     }
+}
+
+/// `-confirm`: one dash in place of two.
+fn is_short_flag(word: &str) -> bool {
+    word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
 fn unknown(name: &str, specs: &[FlagSpec]) -> Error {
@@ -74,7 +88,7 @@ mod tests {
             FlagSpec { name: "confirm".into(), takes_value: false },
             FlagSpec { name: "mode".into(), takes_value: true },
         ];
-        RecipeArgs::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), &specs)
+        RecipeArgs::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), &specs, Some(3))
     }
 
     #[test]
@@ -91,5 +105,7 @@ mod tests {
         let error = parse(&["--confrim"]).unwrap_err();
         assert!(error.hint.unwrap().contains("--confirm"));
         assert!(parse(&["--mode"]).is_err());
+        assert!(parse(&["-confirm"]).is_err());
+        assert!(parse(&["a", "b", "c", "d"]).unwrap_err().message.contains("`d`"));
     }
 }

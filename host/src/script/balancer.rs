@@ -21,26 +21,93 @@ const STATUS_WITHIN: Duration = Duration::from_secs(3);
 const WORKER_FIELDS_MAX: u16 = 16;
 
 options_map! {
+    /// `probe` of `balancer::config`: the active check of each worker.
+    #[derive(Default, serde::Serialize)]
+    struct Probe {
+        /// What is fetched (default: `"/"`).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+        /// From one check to the next, and the time that one may take (default: 1000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interval_ms: Option<u64>,
+        /// Passes in a row that bring a worker up (default: 1).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rise: Option<u32>,
+        /// Failures in a row that take it down (default: 3).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fall: Option<u32>,
+    }
+}
+
+options_map! {
+    /// `timeouts` of `balancer::config`.
+    #[derive(Default, serde::Serialize)]
+    struct Timeouts {
+        /// To connect to a worker (default: 2000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connect_ms: Option<u64>,
+        /// For the whole head of a request (default: 10000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        head_ms: Option<u64>,
+        /// From the request to the head of the answer (default: 30000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        response_ms: Option<u64>,
+        /// Without any byte of a body (default: 30000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        body_idle_ms: Option<u64>,
+        /// Between two requests of a client (default: 60000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keepalive_ms: Option<u64>,
+        /// For idle clients to go at a stop (default: 5000).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drain_ms: Option<u64>,
+    }
+}
+
+options_map! {
+    /// `limits` of `balancer::config`.
+    #[derive(Default, serde::Serialize)]
+    struct Limits {
+        /// Of a request's head (default: 16384); beyond it 431.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        head_bytes: Option<u64>,
+        /// Of a request's target (default: 8192); beyond it 414.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target_bytes: Option<u64>,
+        /// Header fields of a request (default: 100); beyond it 431.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fields: Option<u64>,
+        /// Client connections at once (default: 8192); beyond it 503.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connections: Option<u64>,
+        /// Bodies streamed at once (default: 1024); beyond it 503.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bodies: Option<u64>,
+    }
+}
+
+options_map! {
     /// Options of `balancer::config`; what is left out has the balancer's own default.
     #[derive(Default)]
     struct Config {
         /// The port of the workers (default: 8000).
         #[serde(default)]
         port: Option<u16>,
-        /// How a backend is chosen; the balancer's `--help` lists the policies.
+        /// How a backend is chosen: `"expected-latency"` (the default), `"least-outstanding"` or `"round-robin"`.
         #[serde(default)]
         policy: Option<String>,
         /// Threads (default: one per core).
         #[serde(default)]
         threads: Option<u16>,
-        /// Active checks: `#{ path, interval_ms, rise, fall }`.
+        /// Active checks of the workers: `#{ path, interval_ms, rise, fall }`.
         #[serde(default)]
-        probe: Option<Value>,
+        probe: Probe,
         /// `#{ connect_ms, head_ms, response_ms, body_idle_ms, keepalive_ms, drain_ms }`.
         #[serde(default)]
-        timeouts: Option<Value>,
+        timeouts: Timeouts,
+        /// `#{ head_bytes, target_bytes, fields, connections, bodies }`.
         #[serde(default)]
-        limits: Option<Value>,
+        limits: Limits,
         /// Request fields that are not sent to workers: a list of names and prefixes (`"sec-*"`), or `"browser"` for what
         /// browsers add (the default, because may_minihttp takes 16 fields).
         #[serde(default)]
@@ -53,6 +120,9 @@ options_map! {
 
 pub(super) fn known_options(known: &mut options::Known) {
     known.insert("balancer::config", <Config as Options>::OPTIONS);
+    known.insert("balancer::config.probe", <Probe as Options>::OPTIONS);
+    known.insert("balancer::config.timeouts", <Timeouts as Options>::OPTIONS);
+    known.insert("balancer::config.limits", <Limits as Options>::OPTIONS);
 }
 
 pub(super) fn register(engine: &mut Engine) {
@@ -75,18 +145,24 @@ fn config_text(listen: &Host, workers: &[Host], config: Config) -> Result<String
     }
     let not_forwarded = config.fields_not_forwarded.unwrap_or_else(|| "browser".into());
     let fields_max = config.fields_max.unwrap_or(WORKER_FIELDS_MAX);
-    let cluster = |backends| json!({ "backends": backends, "fields_not_forwarded": not_forwarded, "fields_max": fields_max });
+    let probe = config.probe;
+    let cluster = |backends| {
+        json!({
+            "backends": backends,
+            "probe": probe,
+            "fields_not_forwarded": not_forwarded,
+            "fields_max": fields_max,
+        })
+    };
     let clusters: serde_json::Map<_, _> =
         clusters.into_iter().map(|(name, backends)| (name.to_owned(), cluster(backends))).collect();
-    let mut whole =
-        json!({ "listen": super::service::address(listen, listen.0.http_port)?, "clusters": clusters });
-    let optional = [
-        ("policy", config.policy.map(Value::from)),
-        ("threads", config.threads.map(Value::from)),
-        ("probe", config.probe),
-        ("timeouts", config.timeouts),
-        ("limits", config.limits),
-    ];
+    let mut whole = json!({
+        "listen": super::service::address(listen, listen.0.http_port)?,
+        "clusters": clusters,
+        "timeouts": config.timeouts,
+        "limits": config.limits,
+    });
+    let optional = [("policy", config.policy.map(Value::from)), ("threads", config.threads.map(Value::from))];
     for (key, value) in optional {
         if let Some(value) = value {
             whole[key] = value;
@@ -152,6 +228,18 @@ pub(crate) async fn status_of(instance: &Instance) -> Result<Value, Error> {
     status_at(SocketAddr::V4(SocketAddrV4::new(address, instance.http_port))).await
 }
 
+async fn status_of_authority(authority: &str) -> Result<Value, Error> {
+    let found = tokio::time::timeout(STATUS_WITHIN, tokio::net::lookup_host(authority)).await;
+    let hint =
+        "Is it the address of a labhost balancer? For another proxy, name what to load with --clusters.";
+    let address = found
+        .map_err(|_| Error::host(format!("resolve {authority}: no answer")))?
+        .context(Kind::Host, || format!("resolve {authority}"))?
+        .min_by_key(SocketAddr::is_ipv6)
+        .ok_or_else(|| Error::host(format!("resolve {authority}: no address")))?;
+    status_at(address).await.map_err(|error| error.with_hint(hint))
+}
+
 async fn status_at(address: SocketAddr) -> Result<Value, Error> {
     let (status, body) = http::get(address, "/status", STATUS_WITHIN).await.map_err(Error::host)?;
     if status != 200 {
@@ -172,8 +260,8 @@ mod functions {
         config_with(context, host, workers, Map::new())
     }
 
-    /// As `config`, with options `port` (of the workers), `policy`, `threads`, `probe`, `timeouts`, `limits` and
-    /// `fields_not_forwarded`.
+    /// As `config`, with options `port` (of the workers), `policy`, `threads`, `probe`, `timeouts`, `limits`,
+    /// `fields_not_forwarded` and `fields_max`.
     #[rhai_fn(name = "config", return_raw)]
     pub fn config_with(context: NativeCallContext, host: Host, workers: Array, options: Map) -> Raw<String> {
         let _run = run(&context)?;
@@ -187,6 +275,22 @@ mod functions {
         let run = run(&context)?;
         let status = run.wait(status_of(&host.0))?;
         rhai::serde::to_dynamic(status)
+    }
+
+    /// What this lab's own balancer says of itself.
+    #[rhai_fn(name = "status", return_raw)]
+    pub fn own_status(context: NativeCallContext) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        let balancer = own_balancer(&run)?;
+        rhai::serde::to_dynamic(run.wait(status_of(&balancer))?)
+    }
+
+    /// What the balancer at `place` (an address, address:port or URL) says of itself.
+    #[rhai_fn(name = "status", return_raw)]
+    pub fn status_of_place(context: NativeCallContext, place: &str) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        let authority = authority(&run, place)?;
+        rhai::serde::to_dynamic(run.wait(status_of_authority(&authority))?)
     }
 
     /// The URL of `path` at a balancer: `place` is an address, address:port or URL as printed by run.rhai. Without a

@@ -40,12 +40,19 @@ fn measure(run: &Run, url: &str, options: &bench::Options) -> Result<Report, Err
         Ok(_) => task.done(&format!("{} requests, {} errors", last.get().0, last.get().1)),
         Err(error) => task.fail(&error.message),
     }
-    let report = result?;
-    if run.strict && !matches!(report.verdict, Verdict::Valid | Verdict::Transient) {
-        let message = format!("{name}: the result is {}", to_text(&report.verdict));
-        return Err(Error::new(Kind::Slo, message).with_detail(report.reasons.join("\n")));
+    result
+}
+
+/// With `--strict`, a result that is not worth its name is a failure.
+fn check_strictly(run: &Run, reports: &[Report]) -> Result<(), Error> {
+    let is_bad = |report: &&Report| !matches!(report.verdict, Verdict::Valid | Verdict::Transient);
+    match reports.iter().find(is_bad) {
+        Some(report) if run.strict => {
+            let message = format!("{}: the result is {}", report.name, to_text(&report.verdict));
+            Err(Error::new(Kind::Slo, message).with_detail(report.reasons.join("\n")))
+        }
+        _ => Ok(()),
     }
-    Ok(report)
 }
 
 fn to_text(value: &impl Serialize) -> String {
@@ -107,13 +114,16 @@ mod functions {
         to_map(&bench::compare(&reports_of(reports)?))
     }
 
-    /// Saves reports as artifacts/bench-NAME.json and .csv. Returns `#{ json, csv }`, their paths.
+    /// Saves reports as artifacts/bench-NAME.json and .csv. Returns `#{ json, csv }`, their paths. With `--strict` it
+    /// fails afterwards (exit code 6) when one of them is not valid.
     #[rhai_fn(return_raw)]
     pub fn save(context: NativeCallContext, reports: Array, name: &str) -> Raw<Map> {
         let run = run(&context)?;
         views::make_dir(run.lab.dir())?;
-        let (json, csv) = bench::save(&reports_of(reports)?, run.lab.dir(), name)?;
-        let text = |path: std::path::PathBuf| Dynamic::from(path.display().to_string());
+        let reports = reports_of(reports)?;
+        let (json, csv) = bench::save(&reports, run.lab.dir(), name)?;
+        check_strictly(&run, &reports)?;
+        let text = |path: std::path::PathBuf| Dynamic::from(run.shown(&path));
         Ok(Map::from([("json".into(), text(json)), ("csv".into(), text(csv))]))
     }
 }

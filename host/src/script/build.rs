@@ -2,7 +2,7 @@
 
 use rhai::{Array, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
 
-use super::run;
+use super::{Run, run};
 use crate::{Error, Kind, programs};
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
@@ -11,14 +11,15 @@ pub(super) fn register(engine: &mut Engine) {
     engine.register_static_module("build", rhai::exported_module!(functions).into());
 }
 
-fn build(context: &NativeCallContext<'_>, names: &[String]) -> Result<Vec<String>, Error> {
-    let run = run(context)?;
+fn build(run: &Run, names: &[String]) -> Result<Vec<String>, Error> {
     let what = names.join(", ");
     if run.lab.is_planning() {
         run.ui.note(&format!("would build {what}"));
         return Ok(names.to_vec());
     }
-    run.ui.note(&format!("building {what} (the first time takes about a minute)"));
+    if std::env::var_os(programs::PROGRAMS_VARIABLE).is_none() {
+        run.ui.note(&format!("building {what} (the first time takes about a minute)"));
+    }
     let task = run.ui.task("build", &what);
     match run.wait(programs::build(&run.root, names)) {
         Ok(paths) => {
@@ -41,12 +42,14 @@ mod functions {
     /// the variable LABHOST_PROGRAMS is used instead when it is set.
     #[rhai_fn(return_raw)]
     pub fn program(context: NativeCallContext, name: &str) -> Raw<String> {
-        Ok(build(&context, &[name.to_owned()])?.remove(0))
+        let run = run(&context)?;
+        Ok(build(&run, &[name.to_owned()])?.remove(0))
     }
 
     /// Builds several programs at once. Returns a map from name to path.
     #[rhai_fn(return_raw)]
     pub fn programs(context: NativeCallContext, names: Array) -> Raw<Map> {
+        let run = run(&context)?;
         let names: Vec<String> = names
             .into_iter()
             .map(|name| {
@@ -54,7 +57,7 @@ mod functions {
                     .map_err(|kind| Error::new(Kind::Recipe, format!("a program's name cannot be a {kind}")))
             })
             .collect::<Result<_, _>>()?;
-        let paths = build(&context, &names)?;
+        let paths = build(&run, &names)?;
         Ok(names.into_iter().zip(paths).map(|(name, path)| (name.into(), path.into())).collect())
     }
 }

@@ -55,6 +55,14 @@ mod functions {
         Ok(found.map_or(Dynamic::UNIT, Dynamic::from))
     }
 
+    /// How to run another recipe of this folder from where this one was run, for example
+    /// `cargo lab recipes/stop.rhai`.
+    #[rhai_fn(return_raw)]
+    pub fn command(context: NativeCallContext, recipe: &str) -> Raw<String> {
+        let run = run(&context)?;
+        Ok(run.invocation.of(recipe))
+    }
+
     /// Whether `--name` was given.
     #[rhai_fn(return_raw)]
     pub fn flag(context: NativeCallContext, name: &str) -> Raw<bool> {

@@ -127,6 +127,7 @@ options_map! {
 pub(super) fn known_options(known: &mut options::Known) {
     known.insert("ec2::key_pair", <KeyPair as Options>::OPTIONS);
     known.insert("ec2::security_group", <SecurityGroup as Options>::OPTIONS);
+    known.insert("ec2::security_group.ingress", <Ingress as Options>::OPTIONS);
     known.insert("ec2::image", <Image as Options>::OPTIONS);
     known.insert("ec2::instances", <Instances as Options>::OPTIONS);
     known.insert("ec2::wait", <Wait as Options>::OPTIONS);
@@ -267,6 +268,9 @@ fn destroy_lab(run: &Run, options: &Destroy) -> Result<bool, Error> {
     })?;
     run.change("the teardown", run.lab.destroy(options.keep_bootstrap))?;
     run.ui.info(&format!("removed:\n  {}", remains.join("\n  ")));
+    if options.keep_bootstrap {
+        run.ui.info("kept: the key pair and the security groups, for the next run");
+    }
     Ok(true)
 }
 

@@ -16,7 +16,7 @@ use std::{
 use rhai::{Engine, NativeCallContext};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, Kind, error::CallAt, lab::Lab, ui::Ui};
+use crate::{Error, Kind, error::CallAt, invocation::Invocation, lab::Lab, ui::Ui};
 
 pub mod args;
 mod balancer;
@@ -49,6 +49,7 @@ pub struct Run {
     pub cancel: CancellationToken,
     pub runtime: tokio::runtime::Handle,
     sessions: sessions::Sessions,
+    pub invocation: Invocation,
     /// What is being waited for, for the message at Ctrl-C.
     waiting: Mutex<Option<&'static str>>,
 }
@@ -70,6 +71,7 @@ impl Run {
         root: PathBuf,
         cancel: CancellationToken,
         runtime: tokio::runtime::Handle,
+        invocation: Invocation,
     ) -> Self {
         let sessions = sessions::Sessions::new(Arc::clone(lab.provider()), lab.dir(), cancel.clone());
         Self {
@@ -82,6 +84,7 @@ impl Run {
             cancel,
             runtime,
             sessions,
+            invocation,
             waiting: Mutex::default(),
         }
     }
@@ -133,6 +136,11 @@ impl Run {
     /// A path of a recipe: relative ones start at the lab's folder.
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(Path::new(path))
+    }
+
+    /// A path as messages show it: relative to the lab's folder.
+    fn shown(&self, path: &Path) -> String {
+        path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 
     /// Ends what a run leaves open: its SSH connections.

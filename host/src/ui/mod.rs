@@ -117,14 +117,6 @@ impl Ui {
         Task { ui: self, host: host.to_owned(), what: what.to_owned(), started: Instant::now(), bar }
     }
 
-    /// A line that a command or service on a host printed.
-    pub fn host_line(&self, host: &str, line: &str) {
-        if self.mode == Mode::Json {
-            return self.event(json!({ "event": "output", "host": host, "text": line }));
-        }
-        self.stderr(&format!("{host:<14} | {line}"));
-    }
-
     fn say(&self, event: &str, text: &str, line: &str) {
         if self.mode == Mode::Json {
             return self.event(json!({ "event": event, "text": text }));

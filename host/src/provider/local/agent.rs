@@ -245,6 +245,12 @@ impl Agent {
         let is_over = lab.roster.expires_at_s.is_some_and(|end| end <= epoch_s(SystemTime::now()));
         let is_empty = lab.roster.live().is_empty();
         drop(lab);
+        if !is_empty && !self.is_leaving() && !self.place.local().exists() {
+            eprintln!("the lab's folder was moved or removed: its machines end");
+            self.power_off().await;
+            self.over.cancel();
+            return;
+        }
         if !is_empty {
             self.touch();
         }
