@@ -263,9 +263,10 @@ impl Lab {
     /// What [`Lab::destroy`] would remove, in words, one line each.
     pub async fn remains(&self) -> Result<Vec<String>, Error> {
         let mut remains = self.provider.remains().await?;
-        let files: Vec<_> = own_files(&self.dir).filter(|path| path.exists()).collect();
-        if !files.is_empty() {
-            remains.push(format!("state: {} files and folders in {}", files.len(), self.dir.display()));
+        // A labhost that was killed at the very end of its `stop` leaves the lock alone.
+        let files = own_files(&self.dir).count() + usize::from(self.dir.join("lock").exists());
+        if files > 0 {
+            remains.push(format!("state: {files} files and folders in {}", self.dir.display()));
         }
         Ok(remains)
     }
@@ -315,7 +316,8 @@ impl Lab {
     }
 }
 
-/// What a lab leaves under its state directory, apart from its lock and from benchmark results.
+/// What a lab leaves under its state directory, apart from its lock and from benchmark results: also what a labhost
+/// left that was killed while it wrote one of them (`.NAME.` and something more).
 fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
     const NAMES: [&str; 12] = [
         "instances.json",
@@ -331,7 +333,15 @@ fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
         "ec2",
         "state",
     ];
-    NAMES.into_iter().map(|name| dir.join(name))
+    let half_written = |name: &str| {
+        let rest = name.strip_prefix('.').unwrap_or_default();
+        let is_result = rest.starts_with("bench-") && rest.ends_with(".tmp");
+        is_result || NAMES.iter().any(|own| rest.strip_prefix(own).is_some_and(|end| end.starts_with('.')))
+    };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let names: Vec<_> = names.filter(|name| NAMES.contains(&name.as_str()) || half_written(name)).collect();
+    names.into_iter().map(|name| dir.join(name))
 }
 
 /// The lab's identity: from the first line of its journal, or drawn now.

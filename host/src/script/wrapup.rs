@@ -13,6 +13,8 @@ use crate::{Error, provider::Instance};
 
 /// How long requests to an instance that goes may take to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// How long a balancer may go on with its old configuration after it was told to read the new one.
+const RELOAD_WITHIN: Duration = Duration::from_secs(2);
 const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Where an instance stands with the balancer.
@@ -76,17 +78,27 @@ async fn drain(run: &Run, going: &[Instance]) -> Result<Vec<String>, Error> {
     else {
         return Ok(Vec::new());
     };
-    let deadline = Instant::now() + DRAIN_WITHIN;
+    let started = Instant::now();
     loop {
         // A balancer that does not answer serves nobody.
         let Ok(status) = balancer::status_of(lb).await else { return Ok(Vec::new()) };
         let uses: Vec<_> = going.iter().map(|instance| (instance, use_of(&status, &instance.id))).collect();
-        let waiting = uses.iter().any(|(_, use_)| *use_ == Use::Draining);
-        if !waiting || Instant::now() >= deadline {
+        if !uses.iter().any(|(_, use_)| use_.may_end_soon(started.elapsed())) {
             let serving = uses.iter().filter(|(_, use_)| *use_ == Use::Serving);
             return Ok(serving.map(|(instance, _)| instance.id.clone()).collect());
         }
         tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+    }
+}
+
+impl Use {
+    /// Whether it is worth waiting for the end of this use, after `waited`.
+    fn may_end_soon(self, waited: Duration) -> bool {
+        match self {
+            Self::Serving => waited < RELOAD_WITHIN,
+            Self::Draining => waited < DRAIN_WITHIN,
+            Self::None => false,
+        }
     }
 }
 
@@ -120,5 +132,13 @@ mod tests {
         assert_eq!(use_of(&status("draining", 3), "i-1"), Use::Draining);
         assert_eq!(use_of(&status("draining", 0), "i-1"), Use::None);
         assert_eq!(use_of(&status("up", 0), "i-2"), Use::None);
+    }
+
+    #[test]
+    fn balancer_has_a_moment_to_read_its_new_configuration() {
+        assert!(Use::Serving.may_end_soon(Duration::ZERO));
+        assert!(!Use::Serving.may_end_soon(RELOAD_WITHIN));
+        assert!(Use::Draining.may_end_soon(RELOAD_WITHIN) && !Use::Draining.may_end_soon(DRAIN_WITHIN));
+        assert!(!Use::None.may_end_soon(Duration::ZERO));
     }
 }

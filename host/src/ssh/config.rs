@@ -163,7 +163,9 @@ fn path_word(path: &Path) -> Result<String, Error> {
 fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let write = || -> std::io::Result<()> {
         let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        // Known by the file's name, so that `stop` finds what a killed labhost left.
+        let prefix = format!(".{}.", path.file_name().unwrap_or_default().display());
+        let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_data()?;
         file.persist(path)?;

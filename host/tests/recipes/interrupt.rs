@@ -134,27 +134,20 @@ fn time_limit_ends_a_recipe_and_says_so() {
 #[test]
 fn second_ctrl_c_does_not_wait_for_a_launch() {
     let lab = Lab::with_host();
-    lab.write_recipe(
-        "print(\"launching\"); ec2::instances(#{ name: \"more\", type: \"t2.micro\", count: 1 });",
-    );
-    let before = lab.journal().len();
+    let fleet = "ec2::instances(#{ name: \"app\", type: \"t2.micro\", count: 2 });";
+    lab.write("recipes/x.rhai", fleet);
     let agent = lab.agent().unwrap();
-    lab.write(
-        "recipes/x.rhai",
-        "print(\"launching\"); ec2::instances(#{ name: \"app\", type: \"t2.micro\", count: 2 });",
-    );
     kill(agent, Signal::STOP);
     let run = lab.start(&["recipes/x.rhai"]);
-    run.wait_for("launching");
-    // The journal is opened inside the launch, so only then is it what is waited for.
-    until("the launch has begun", || (lab.journal().len() > before).then_some(()));
+    // The launch begins with taking the lock.
+    let holder = format!("\"pid\":{},", run.pid());
+    until("the launch has begun", || lab.read("artifacts/lock").contains(&holder).then_some(()));
     run.signal(Signal::INT);
     run.wait_for("interrupted: waiting for the launch of instances");
     run.signal(Signal::INT);
     let ended = run.end_within(AT_ONCE);
     kill(agent, Signal::CONT);
     ended.unwrap_or_else(|late| panic!("{late}")).expect(130);
-    assert!(lab.journal().len() >= before);
     // What the launch came to is found by the next run.
     lab.labhost(&["recipes/x.rhai"]).expect(0);
     lab.assert_exactly(&["app-1", "app-2"]);

@@ -98,6 +98,30 @@ fn run_after_a_killed_stop_makes_the_lab_anew() {
     });
 }
 
+#[test]
+fn what_a_killed_labhost_was_writing_is_removed() {
+    let lab = Lab::up();
+    let half_written = [
+        ".instances.json.123",
+        ".lb.json.123",
+        ".run.json.123",
+        ".ssh_config.Ab12Cd",
+        ".known_hosts.Ab12Cd",
+        ".bench-burst.json.123.tmp",
+    ];
+    for name in half_written {
+        lab.write(&format!("artifacts/{name}"), "{");
+    }
+    lab.write("artifacts/.mine", "not the lab's");
+    lab.stop().expect(0);
+    assert_eq!(lab.read("artifacts/.mine"), "not the lab's");
+    std::fs::remove_file(lab.file("artifacts/.mine")).unwrap();
+    // The last that `stop` removes.
+    lab.write("artifacts/lock", "");
+    lab.stop().expect(0);
+    lab.assert_nothing_left();
+}
+
 /// Found by trying, since `stop` removes the journal at its end.
 fn lines_of_stop() -> usize {
     (1..)

@@ -1,6 +1,14 @@
 //! Bad input: the exit code, what is said, where it points, what it suggests, and that nothing was launched.
 
-use std::net::TcpListener;
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
 
 use crate::support::{Ended, Lab};
 
@@ -310,21 +318,46 @@ fn failure_on_a_host_is_shown_with_its_cause() {
     assert_eq!(lab.ids(), ids, "a failure lost the host");
 }
 
+/// A program that is at an address already and says 200 to everybody, until dropped.
+struct Squatter {
+    address: SocketAddr,
+    is_leaving: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Squatter {
+    fn at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let is_leaving = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&is_leaving);
+        let answer = move || {
+            for mut stream in listener.incoming().flatten().take_while(|_| !seen.load(Ordering::Acquire)) {
+                // Who asked may have gone away.
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        };
+        Self { address, is_leaving, thread: Some(std::thread::spawn(answer)) }
+    }
+}
+
+impl Drop for Squatter {
+    /// Another test's lab may get the address next, so it must be free when this returns.
+    fn drop(&mut self) {
+        self.is_leaving.store(true, Ordering::Release);
+        let _ = TcpStream::connect(self.address);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
 #[test]
 fn taken_port_is_noticed_though_another_program_answers() {
     let lab = Lab::with_host();
-    let address = lab.instance("app-1").private_ip.unwrap();
-    let squatter = TcpListener::bind((address, 8000)).unwrap();
-    std::thread::spawn(move || {
-        use std::io::Write as _;
-        for stream in squatter.incoming().flatten() {
-            let mut stream = stream;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        }
-    });
+    let address = SocketAddr::from((lab.instance("app-1").private_ip.unwrap(), 8000));
+    let _squatter = Squatter::at(address);
     let text = "host.upload(build::program(\"worker\"), \"worker\"); host.service(#{ name: \"worker\", exec: \"./worker --listen {private_ip}:8000 --cluster c --instance-id {id}\", port: 8000, ready: \"/\" });";
     let ended = lab.recipe(text).expect(5);
-    ended.expect_says(&format!("service worker on app-1: its address {address}:8000 is in use"));
+    ended.expect_says(&format!("service worker on app-1: its address {address} is in use"));
 }
 
 #[test]

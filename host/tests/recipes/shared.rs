@@ -1,6 +1,8 @@
 //! Several labhosts at once: in one lab only one may act, in two labs they do not meet.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use labhost::identity::lab_id;
 
 use crate::support::Lab;
 
@@ -31,6 +33,26 @@ fn two_labs_run_side_by_side() {
     one.assert_nothing_left();
     other.assert_exactly(&["app-1", "lb-1"]);
     other.assert_serves("cluster1");
+}
+
+/// A folder for a second lab in this one's, whose addresses are looked for in the block of `address` first.
+fn folder_with_the_same_block(lab: &Lab, address: Ipv4Addr) -> String {
+    let root = lab.file("").canonicalize().unwrap();
+    let block = |name: &String| u32::from_str_radix(&lab_id(&root.join(name)), 16).unwrap() % 254 + 1;
+    let mut names = (0..).map(|number| format!("second-{number}"));
+    names.find(|name| block(name) == u32::from(address.octets()[2])).expect("one of 254 has it")
+}
+
+#[test]
+fn lab_whose_agent_is_dead_keeps_its_addresses() {
+    let lab = Lab::with_host();
+    let address = lab.instance("app-1").public_ip.unwrap();
+    let second = folder_with_the_same_block(&lab, address);
+    lab.kill_agent();
+    lab.labhost(&["recipes/x.rhai", "--state", &second]).expect(0);
+    lab.labhost(&["recipes/x.rhai"]).expect(0);
+    assert_eq!(lab.instance("app-1").public_ip, Some(address));
+    lab.labhost(&["recipes/stop.rhai", "--confirm", "--state", &second]).expect(0);
 }
 
 #[test]

@@ -32,7 +32,9 @@ fn upload_that_does_not_fit_leaves_the_old_program() {
 
     limit_files(&lab, Some(MIB));
     let failed = lab.recipe("host.upload(\"new\", \"bin/tool\");").expect(5);
-    failed.expect_says("upload new to app-1: file").expect_says("recipes/x.rhai:2:6");
+    failed
+        .expect_says("upload new to app-1: larger than the host's file size limit")
+        .expect_says("recipes/x.rhai:2:6");
     let folder = lab.home("app-1").join("root/bin");
     assert_eq!(names(&folder), ["tool"]);
     assert_eq!(fs::read_to_string(folder.join("tool")).unwrap(), old);

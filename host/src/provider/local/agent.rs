@@ -318,7 +318,7 @@ fn claim(roster: &Roster, place: &Place) -> Result<Block, Error> {
             Err(Error::host(format!("claim the lab's addresses 127.77.{octet}.0/24: {cause}"))
                 .with_hint(format!("another program holds the abstract unix socket labhost-127.77.{octet}; `ss -xlp` shows it")))
         }
-        _ => Block::claim_any(&place.lab),
+        _ => Block::claim_any(&place.lab, &place.blocks_of_others()),
     }
 }
 

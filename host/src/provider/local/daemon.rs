@@ -62,7 +62,7 @@ async fn serve(place: Place) -> Result<(), Error> {
     let mut terminate =
         signal(SignalKind::terminate()).context(Kind::Host, || "watch for SIGTERM".to_owned())?;
     let agent = Arc::new(Agent::boot(place, IDLE_MAX).await?);
-    let mut socket = Socket::bind(&agent.place)?;
+    let mut socket = Socket::bind(&agent)?;
     eprintln!("lab {} runs at 127.77.{}.0/24 (process {})", agent.place.lab, agent.octet, std::process::id());
     let mut tick = tokio::time::interval(TICK);
     loop {
@@ -72,7 +72,7 @@ async fn serve(place: Place) -> Result<(), Error> {
                 agent.look_at_the_clock().await;
                 // Cleaners of /tmp remove what is old.
                 if !agent.is_leaving() && !socket.is_there() {
-                    match Socket::bind(&agent.place) {
+                    match Socket::bind(&agent) {
                         Ok(bound) => socket = bound,
                         Err(error) => eprintln!("the socket is gone: {error}"),
                     }
@@ -113,10 +113,11 @@ struct Socket {
 }
 
 impl Socket {
-    /// Replaces a socket that a dead agent left; the lock says that it is dead.
-    fn bind(place: &Place) -> Result<Self, Error> {
-        place.make_runtime()?;
-        let path = place.socket();
+    /// Replaces a socket that a dead agent left; the lock says that it is dead. Notes the lab's addresses beside it.
+    fn bind(agent: &Agent) -> Result<Self, Error> {
+        agent.place.make_runtime()?;
+        agent.place.note_block(agent.octet)?;
+        let path = agent.place.socket();
         let failed = |cause: io::Error| Error::host(format!("listen on {}: {cause}", path.display()));
         match fs::remove_file(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),

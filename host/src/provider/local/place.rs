@@ -7,6 +7,7 @@
 //! This module creates the runtime directory and checks who owns it; it starts and removes nothing else.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs, io,
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt, fs::MetadataExt},
@@ -14,6 +15,9 @@ use std::{
 };
 
 use crate::{Error, Kind, error::Context, identity};
+
+/// In the runtime directory: the X of the lab's addresses 127.77.X.Y.
+const BLOCK: &str = "block";
 
 /// The paths of one lab.
 #[derive(Debug, Clone)]
@@ -69,6 +73,20 @@ impl Place {
 
     pub(super) fn lock(&self) -> PathBuf {
         self.runtime().join("agent.lock")
+    }
+
+    /// Remembers the lab's block of addresses for the time when no agent holds it.
+    pub(super) fn note_block(&self, octet: u8) -> Result<(), Error> {
+        let path = self.runtime().join(BLOCK);
+        fs::write(&path, octet.to_string()).context(Kind::Host, || format!("write {}", path.display()))
+    }
+
+    /// The blocks that this user's other labs come back to.
+    pub(super) fn blocks_of_others(&self) -> BTreeSet<u8> {
+        let labs = fs::read_dir(&self.runtime_parent).into_iter().flatten().flatten();
+        labs.filter(|entry| entry.file_name() != *self.lab)
+            .filter_map(|entry| fs::read_to_string(entry.path().join(BLOCK)).ok()?.parse().ok())
+            .collect()
     }
 
     /// The environment entry that marks every process of this lab.
