@@ -267,7 +267,9 @@ fn destroy_lab(run: &Run, options: &Destroy) -> Result<bool, Error> {
         Ok(())
     })?;
     run.change("the teardown", run.lab.destroy(options.keep_bootstrap))?;
-    run.ui.info(&format!("removed:\n  {}", remains.join("\n  ")));
+    let kept = if options.keep_bootstrap { run.wait(run.lab.remains())? } else { Vec::new() };
+    let removed: Vec<_> = remains.into_iter().filter(|line| !kept.contains(line)).collect();
+    run.ui.info(&format!("removed:\n  {}", removed.join("\n  ")));
     if options.keep_bootstrap {
         run.ui.info("kept: the key pair and the security groups, for the next run");
     }

@@ -150,7 +150,7 @@ impl Lab {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_labhost"));
+        let mut command = Command::new(program());
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("LABHOST_") || name.starts_with("AWS_") {
@@ -240,6 +240,11 @@ impl Lab {
         self.stop().expect(0);
         assert_eq!(cloud.left(), Vec::<String>::new());
     }
+}
+
+/// The labhost under test; for figures, a build with optimisation may stand in.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("LABHOST_UNDER_TEST").map_or_else(|| env!("CARGO_BIN_EXE_labhost").into(), PathBuf::from)
 }
 
 #[track_caller]

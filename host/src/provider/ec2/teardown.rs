@@ -10,6 +10,8 @@
 
 use std::collections::BTreeSet;
 
+use aws_sdk_ec2::types::Instance as Described;
+
 use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
 use crate::{Error, provider::State};
 
@@ -31,7 +33,7 @@ impl Thing {
 }
 
 impl Ec2 {
-    /// Everything with the lab's tag. AWS shows terminated instances, and tags of theirs, for an hour or so.
+    /// Everything with the lab's tag.
     async fn tagged(&self) -> Result<Vec<Thing>, Error> {
         let call = self.client().await?.ec2.describe_tags();
         let call = call
@@ -48,19 +50,41 @@ impl Ec2 {
             .collect();
         things.sort();
         things.dedup();
-        if things.iter().any(|thing| thing.kind == "instance") {
-            let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
-            let gone: BTreeSet<_> = all
-                .iter()
-                .filter(|it| view::state(it) == State::Terminated)
-                .filter_map(|it| it.instance_id())
-                .collect();
-            let known: BTreeSet<_> = all.iter().filter_map(|it| it.instance_id()).collect();
-            things.retain(|it| {
-                it.kind != "instance" || (known.contains(it.id.as_str()) && !gone.contains(it.id.as_str()))
-            });
+        let kinds: BTreeSet<String> = things.iter().map(|thing| thing.kind.clone()).collect();
+        for kind in kinds {
+            if let Some(there) = self.existing(&kind).await? {
+                things.retain(|thing| thing.kind != kind || there.contains(&thing.id));
+            }
         }
         Ok(things)
+    }
+
+    /// Ids of the lab's things of this kind that are really there; `None` for a kind that labhost does not make.
+    /// Tags outlive what they were on for a while.
+    async fn existing(&self, kind: &str) -> Result<Option<BTreeSet<String>>, Error> {
+        let ec2 = &self.client().await?.ec2;
+        let ids = match kind {
+            "instance" => {
+                let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
+                let lives = |it: &&Described| view::state(it) != State::Terminated;
+                all.iter().filter(lives).filter_map(|it| it.instance_id().map(str::to_owned)).collect()
+            }
+            "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
+            "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
+            "volume" => {
+                let found = ec2.describe_volumes().filters(tags::of_lab(&self.lab)).send().await;
+                let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
+                found.volumes().iter().filter_map(|it| it.volume_id().map(str::to_owned)).collect()
+            }
+            "network-interface" => {
+                let found = ec2.describe_network_interfaces().filters(tags::of_lab(&self.lab)).send().await;
+                let found = found.map_err(|cause| Refusal::of("look at network interfaces", cause))?;
+                let interfaces = found.network_interfaces().iter();
+                interfaces.filter_map(|it| it.network_interface_id().map(str::to_owned)).collect()
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(ids))
     }
 
     /// What there is, in words.

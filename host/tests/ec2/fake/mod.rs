@@ -51,8 +51,7 @@ pub(crate) struct Fake {
 impl Cloud {
     pub(crate) fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("cloud-").tempdir().unwrap();
-        let local =
-            Local::new(&folder.path().join("cloud"), Path::new(env!("CARGO_BIN_EXE_labhost"))).unwrap();
+        let local = Local::new(&folder.path().join("cloud"), &crate::lab::program()).unwrap();
         let fake = Arc::new(Fake {
             local: Arc::new(local),
             world: tokio::sync::Mutex::default(),
@@ -299,6 +298,7 @@ impl Fake {
             "DescribeKeyPairs" => reads::describe_key_pairs(world, params),
             "DescribeSecurityGroups" => reads::describe_security_groups(world, params),
             "DescribeNetworkInterfaces" => reads::describe_network_interfaces(world, params),
+            "DescribeVolumes" => reads::describe_volumes(world, params),
             "DescribeTags" => reads::describe_tags(world, params),
             "GetConsoleOutput" => reads::console_output(self, params),
             "RunInstances" => acts::run_instances(self, world, params, is_dry).await,

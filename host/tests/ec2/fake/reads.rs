@@ -265,6 +265,17 @@ pub(crate) fn describe_network_interfaces(world: &mut World, params: &mut Params
     Ok(set("networkInterfaceSet", shown))
 }
 
+pub(crate) fn describe_volumes(world: &mut World, params: &mut Params) -> Reply {
+    let filters = params.filters();
+    let mut shown = Vec::new();
+    for it in world.machines.clone().into_iter().filter(|it| it.life != Life::Terminated) {
+        if world.passes(&filters, &it.tags, |_| None) {
+            shown.push(text("volumeId", &it.volume));
+        }
+    }
+    Ok(set("volumeSet", shown))
+}
+
 pub(crate) fn describe_tags(world: &mut World, params: &mut Params) -> Reply {
     let filters: Vec<Filter> = params.filters();
     let mut shown = Vec::new();

@@ -166,14 +166,13 @@ impl World {
         left
     }
 
-    /// Every tagged resource: type, id, tags.
+    /// Every tagged resource: type, id, tags. As at AWS, tags outlive what they were on: those of disks are still
+    /// there after their instances.
     pub(crate) fn tagged(&self) -> Vec<(&'static str, String, BTreeMap<String, String>)> {
         let mut all = Vec::new();
         for it in &self.machines {
             all.push(("instance", it.id.clone(), it.tags.clone()));
-            if it.life != Life::Terminated {
-                all.push(("volume", it.volume.clone(), it.tags.clone()));
-            }
+            all.push(("volume", it.volume.clone(), it.tags.clone()));
             if it.has_interface() {
                 all.push(("network-interface", it.interface.clone(), it.tags.clone()));
             }
