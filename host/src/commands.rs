@@ -9,7 +9,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -211,81 +210,11 @@ fn details(functions: &[&Function], name: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-/// `labhost status`.
-pub fn status(options: &Options, ui: &Arc<Ui>) -> Result<(), Error> {
-    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost status".to_owned(), ui)?;
-    let runtime = runner::runtime()?;
-    let instances = runtime.block_on(lab.list())?;
-    if instances.is_empty() {
-        ui.info(&format!("no instances ({}, {})", lab.provider().name(), lab.dir().display()));
-        return Ok(());
-    }
-    let rows: Vec<Value> = instances.iter().map(row).collect();
-    ui.table(&rows, &["name", "id", "type", "state", "address", "cluster", "role"].map(str::to_owned));
-    let expires = instances.iter().map(|instance| instance.expires_at_s).max().unwrap_or_default();
-    let types: Vec<_> = instances.iter().map(|instance| instance.instance_type.as_str()).collect();
-    ui.info(&format!(
-        "{} instances on {}; they {}; {}",
-        instances.len(),
-        lab.provider().name(),
-        ends(expires),
-        lab.provider().cost(&types).note
-    ));
-    runtime.block_on(balancer_status(&instances, ui));
-    Ok(())
-}
-
-fn row(instance: &Instance) -> Value {
-    json!({
-        "name": instance.name, "id": instance.id, "type": instance.instance_type, "state": instance.state,
-        "address": instance.public_ip, "cluster": instance.cluster, "role": instance.role,
-    })
-}
-
 /// When a lab ends by itself, in words that follow "they".
 #[must_use]
 pub fn ends(expires_at_s: u64) -> String {
     let left = expires_at_s.saturating_sub(epoch_s(SystemTime::now()));
     format!("end by themselves in {}", Span(Duration::from_secs(left)))
-}
-
-async fn balancer_status(instances: &[Instance], ui: &Ui) {
-    let Some(lb) = instances.iter().rev().find(|instance| instance.role.as_deref() == Some("balancer"))
-    else {
-        return;
-    };
-    match crate::script::balancer_status(lb).await {
-        Ok(status) => {
-            let address = lb.public_ip.map(|address| address.to_string()).unwrap_or_default();
-            ui.info(&format!(
-                "balancer http://{address}:{} ({})",
-                lb.http_port,
-                status["driver"].as_str().unwrap_or("?")
-            ));
-            let clusters = status["clusters"].as_object().cloned().unwrap_or_default();
-            let rows: Vec<Value> =
-                clusters.iter().flat_map(|(name, cluster)| backends(instances, name, cluster)).collect();
-            ui.table(
-                &rows,
-                &["backend", "cluster", "state", "in_flight", "requests", "errors"].map(str::to_owned),
-            );
-        }
-        Err(error) => ui.warn(&format!("the balancer does not answer: {error}")),
-    }
-}
-
-fn backends(instances: &[Instance], cluster: &str, status: &Value) -> Vec<Value> {
-    let list = status["backends"].as_array().cloned().unwrap_or_default();
-    list.iter()
-        .map(|backend| {
-            let id = backend["id"].as_str().unwrap_or_default();
-            let name = instances.iter().find(|instance| instance.id == id).map_or(id, |instance| &instance.name);
-            json!({
-                "backend": name, "cluster": cluster, "state": backend["state"], "in_flight": backend["in_flight"],
-                "requests": backend["requests"], "errors": backend["errors"],
-            })
-        })
-        .collect()
 }
 
 /// The running instance with this name or id, and the SSH configuration, written anew.

@@ -23,6 +23,7 @@ pub mod recipe;
 pub mod runner;
 pub mod script;
 pub mod ssh;
+pub mod status;
 pub mod ui;
 pub mod units;
 

@@ -9,6 +9,7 @@ use labhost::{
     failure::Problem,
     provider::local,
     runner::{self, Outcome},
+    status,
     ui::Ui,
 };
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
         },
         Command::Check { recipe } => commands::check(&recipe, &ui),
         Command::Docs { name } => one(commands::docs(name.as_deref(), &ui)),
-        Command::Status => one(commands::status(&options, &ui)),
+        Command::Status => one(status::run(&options, &ui)),
         Command::Ssh { host, command } => one(commands::ssh(&options, &host, &command, &ui)),
         Command::Logs { host, service, follow, lines } => {
             one(commands::logs(&options, &host, &service, lines, follow, &ui))

@@ -90,6 +90,23 @@ pub struct Counts {
     pub unsent: u64,
 }
 
+impl Report {
+    /// Gives backends the names that `name_of` knows for their ids.
+    pub fn name_backends(&mut self, name_of: impl Fn(&str) -> Option<String>) {
+        for line in &mut self.backends {
+            line.name = name_of(&line.id);
+        }
+    }
+}
+
+impl BackendLine {
+    /// `NAME (ID)`, or the id alone.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.name.as_ref().map_or_else(|| self.id.clone(), |name| format!("{name} ({})", self.id))
+    }
+}
+
 impl Counts {
     /// Requests that were sent or tried and failed.
     #[must_use]
@@ -133,6 +150,9 @@ pub struct ErrorLine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackendLine {
     pub id: String,
+    /// What a person calls it, where the caller knows; see [`Report::name_backends`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Complete answers.
     pub count: u64,
     /// Its part of all complete answers (0..1).
@@ -286,6 +306,7 @@ fn backend_lines(sum: &Recorder) -> Vec<BackendLine> {
         .iter()
         .map(|(id, tally)| BackendLine {
             id: printable(&String::from_utf8_lossy(id), id.len()),
+            name: None,
             count: tally.answers.count(),
             share: round(tally.answers.count() as f64 / answers.max(1) as f64),
             latency_ms: Quantiles {

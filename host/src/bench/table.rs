@@ -116,14 +116,14 @@ fn backends(reports: &[Report]) -> String {
         if text.is_empty() {
             text += &format!(
                 "\n{:<NAME_COLUMNS$} {:<BACKEND_COLUMNS$}{:>8}{:>10}{:>9}{:>10}{:>10}\n",
-                "backends of", "id", "share", "answers", "errors", "p50", "p99"
+                "backends of", "backend", "share", "answers", "errors", "p50", "p99"
             );
         }
         for line in report.backends.iter().take(BACKENDS_SHOWN) {
             text += &format!(
                 "{:<NAME_COLUMNS$} {:<BACKEND_COLUMNS$}{:>8}{:>10}{:>9}{:>10}{:>10}\n",
                 cut(&report.name, NAME_COLUMNS),
-                cut(&line.id, BACKEND_COLUMNS - 1),
+                cut(&line.shown(), BACKEND_COLUMNS - 1),
                 format!("{:.1} %", line.share * 100.0),
                 line.count,
                 line.errors,

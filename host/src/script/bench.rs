@@ -40,7 +40,13 @@ fn measure(run: &Run, url: &str, options: &bench::Options) -> Result<Report, Err
         Ok(_) => task.done(&format!("{} requests, {} errors", last.get().0, last.get().1)),
         Err(error) => task.fail(&error.message),
     }
-    result
+    let mut report = result?;
+    // An address that is no lab's has backends that nobody here can name.
+    let known = run.wait(run.lab.last_seen()).unwrap_or_default();
+    report.name_backends(|id| {
+        known.iter().find(|instance| instance.id == id).map(|instance| instance.name.clone())
+    });
+    Ok(report)
 }
 
 /// With `--strict`, a result that is not worth its name is a failure.
