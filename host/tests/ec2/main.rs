@@ -7,6 +7,7 @@
 mod fake;
 mod faults;
 mod killed;
+#[expect(dead_code, reason = "the tests on machines use the rest")]
 mod lab;
 mod money;
 mod names;

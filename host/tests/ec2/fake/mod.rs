@@ -228,6 +228,16 @@ impl Cloud {
         });
     }
 
+    /// What StartInstances does, called by somebody else.
+    pub(crate) fn start_instance(&self, id: &str) {
+        let address = self.fake.hosts.start(id);
+        self.with(|world| {
+            let it = world.machines.iter_mut().find(|it| it.id == id).expect("it exists");
+            it.life = Life::Pending;
+            it.address = address.map_or_else(|| it.address.clone(), |address| address.to_string());
+        });
+    }
+
     /// Ends an instance as if somebody had done so in AWS's console.
     pub(crate) fn kill(&self, id: &str) {
         self.runtime().block_on(self.fake.hosts.terminate(&[id.to_owned()]));
