@@ -75,10 +75,26 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// The repository's recipes with a small topology; nothing runs yet.
+    /// The repository's recipes with a small topology, for a cloud of local instances; nothing runs yet.
     pub(crate) fn new(cloud: &Cloud) -> Self {
+        let reach = [
+            ("LABHOST_EC2_SSH_PORT", "2222"),
+            ("LABHOST_EC2_HTTP_PORT", "8080"),
+            ("LABHOST_EC2_USER", "lab"),
+            ("LABHOST_EC2_PACE", "0.02"),
+        ];
+        Self::with(cloud, &reach)
+    }
+
+    /// The same for a cloud of machines, which are reached as EC2's are.
+    pub(crate) fn on_machines(cloud: &Cloud) -> Self {
+        Self::with(cloud, &[("LABHOST_EC2_PACE", "0.2")])
+    }
+
+    fn with(cloud: &Cloud, env: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("ec2lab-").tempdir().unwrap();
-        let lab = Self { folder, url: cloud.url().to_owned(), env: Vec::new() };
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let lab = Self { folder, url: cloud.url().to_owned(), env };
         fs::create_dir(lab.file("recipes")).unwrap();
         for entry in fs::read_dir(workspace().join("recipes")).unwrap().flatten() {
             if entry.path().is_file() {
@@ -167,11 +183,7 @@ impl Lab {
             .env("AWS_SECRET_ACCESS_KEY", "secret")
             .env("AWS_REGION", "us-east-1")
             .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env("LABHOST_MY_IP", "198.51.100.7")
-            .env("LABHOST_EC2_SSH_PORT", "2222")
-            .env("LABHOST_EC2_HTTP_PORT", "8080")
-            .env("LABHOST_EC2_USER", "lab")
-            .env("LABHOST_EC2_PACE", "0.02");
+            .env("LABHOST_MY_IP", "198.51.100.7");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -284,7 +296,7 @@ fn workspace() -> &'static Path {
 }
 
 /// The folder with the worker and the balancer, built once for all tests.
-fn programs() -> &'static Path {
+pub(crate) fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

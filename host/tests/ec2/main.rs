@@ -3,9 +3,11 @@
 //!
 //! Every test ends with an empty ledger, and fails when the endpoint has seen anything that EC2 would not take.
 
+#[expect(dead_code, reason = "the tests on machines use the rest")]
 mod fake;
 mod faults;
 mod killed;
+#[expect(dead_code, reason = "the tests on machines use the rest")]
 mod lab;
 mod money;
 mod names;

@@ -23,7 +23,7 @@ show)
     state=$(cat "$STANDIN/$last" 2>/dev/null || echo inactive)
     case $* in
     *--value*) echo "$state" ;;
-    *) printf 'ActiveState=%s\nSubState=x\nMainPID=42\nExecMainStatus=0\nExecMainCode=0\nNRestarts=3\nStateChangeTimestamp=@1700000000\n' "$state" ;;
+    *) printf 'ActiveState=%s\nSubState=x\nMainPID=42\nExecMainStatus=0\nExecMainCode=0\nNRestarts=3\nStateChangeTimestamp=Tue 2023-11-14 22:13:20 UTC\n' "$state" ;;
     esac ;;
 esac
 "#;

@@ -184,17 +184,22 @@ property() {
     systemctl show --property="$2" --value "$(unit "$1")"
 }
 
+# Times are asked for in UTC, because systemd 247 does not know --timestamp=unix.
 status() {
-    systemctl show --timestamp=unix \
+    TZ=UTC systemctl show \
         --property=ActiveState,SubState,MainPID,ExecMainStatus,ExecMainCode,NRestarts,StateChangeTimestamp \
         "$(unit "$1")" | python3 -c '
-import json, sys
+import calendar, json, sys, time
 name, path = sys.argv[1:3]
 shown = dict(line.rstrip("\n").split("=", 1) for line in sys.stdin if "=" in line)
 states = {"active": "running", "reloading": "running", "activating": "starting", "failed": "failed"}
 def number(key):
     digits = "".join(c for c in shown.get(key, "") if c.isdigit())
     return int(digits) if digits else 0
+try: # Tue 2026-11-24 07:43:09 UTC
+    since = calendar.timegm(time.strptime(shown["StateChangeTimestamp"][4:23], "%Y-%m-%d %H:%M:%S"))
+except (KeyError, ValueError):
+    since = 0
 try:
     with open(path) as file:
         digest = json.load(file)["hash"]
@@ -205,7 +210,7 @@ pid = number("MainPID") or None
 print(json.dumps({
     "name": name, "state": states.get(shown.get("ActiveState"), "stopped"), "pid": pid,
     "exit_status": ended if shown.get("ExecMainCode", "0") not in ("0", "") else None,
-    "restarts": number("NRestarts"), "since_s": number("StateChangeTimestamp"), "hash": digest,
+    "restarts": number("NRestarts"), "since_s": since, "hash": digest,
 }))' "$1" "$DIR/$1.json"
 }
 

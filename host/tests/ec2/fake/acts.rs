@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use labhost::provider::{Launch, LoginKey, Provider};
-
 use super::{
     Fake,
+    hosts::{Boot, Booted},
     query::Params,
     reads::{self, no_instance},
     world::{Group, IMAGE, Key, Life, Machine, Rule, SUBNETS, VPC, World},
@@ -159,85 +158,63 @@ impl Order {
         Ok(self)
     }
 
-    /// Real instances on this machine, with the host key that the user data brings.
+    /// Real instances, which get the user data.
     async fn boot(&self, fake: &Fake, world: &mut World) -> Vec<Machine> {
         let key = self.key.clone().expect("a launch that is no trial names its key");
-        let login = LoginKey { name: "lab".to_owned(), public: key.public.clone(), adopt: false };
-        fake.local.ensure_key(&login).await.expect("the key is taken over");
-        let (count, dies, late) = {
+        let (missing, dies, late) = {
             let mut faults = fake.faults();
             let missing = usize::from(std::mem::take(&mut faults.is_launch_partial));
-            (self.count - missing, std::mem::take(&mut faults.dies_at_boot), faults.ssh_late.take())
+            (missing, std::mem::take(&mut faults.dies_at_boot), faults.ssh_late.take())
         };
-        let expires = self.written("/etc/labhost/expires").and_then(|text| text.trim().parse().ok());
-        let launch = Launch {
+        let boot = Boot {
             token: self.token.clone(),
-            fleet: "cloud".to_owned(),
-            instance_type: self.kind.clone(),
-            slots: (1..=count as u32).collect(),
+            kind: self.kind.clone(),
+            count: self.count - missing,
             cluster: self.tags.get("Cluster").cloned(),
-            role: None,
-            key: "lab".to_owned(),
-            group: None,
-            image: None,
-            tags: BTreeMap::new(),
-            expires_at_s: expires.expect("user data has a deadline"),
+            public_key: key.public,
+            user_data: self.user_data.clone(),
         };
-        let made = fake.local.launch(&launch).await.expect("instances on this machine");
+        let made = fake.hosts.boot(&boot).await;
         if let Some(late) = late {
             fake.close_ssh_for(late).await;
         }
-        let host_key = self.host_key();
-        let mut machines = Vec::new();
-        for (index, instance) in made.into_iter().enumerate() {
-            fake.local.set_host_key(&instance.id, &host_key).await.expect("the host key is taken over");
-            let (hidden, looks) = {
-                let faults = fake.faults();
-                (faults.hidden_looks, faults.pending_looks)
-            };
-            let number = world.number();
-            machines.push(Machine {
-                id: instance.id,
-                kind: self.kind.clone(),
-                image: self.image.clone(),
-                life: Life::Pending,
-                // The look that the counts are compared in is itself counted.
-                hidden: if hidden == 0 { 0 } else { hidden + 1 },
-                looks,
-                is_dying: dies && index == 0,
-                index,
-                token: self.token.clone(),
-                key: key.name.clone(),
-                groups: self.groups.clone(),
-                subnet: self.subnet.clone(),
-                address: instance.public_ip.expect("an address").to_string(),
-                launched_at_s: instance.launched_at_s,
-                reason: String::new(),
-                tags: self.tags.clone(),
-                volume: format!("vol-{number:08x}"),
-                interface: format!("eni-{number:08x}"),
-                lingering: 0,
-                user_data: self.user_data.clone(),
-            });
-        }
-        for dying in machines.iter().filter(|it| it.is_dying) {
-            fake.local.terminate(std::slice::from_ref(&dying.id)).await.expect("it ends");
+        let named = |(index, booted)| self.machine(fake, world, &key.name, index, booted);
+        let mut machines: Vec<_> = made.into_iter().enumerate().map(named).collect();
+        if let Some(first) = machines.first_mut().filter(|_| dies) {
+            first.is_dying = true;
+            fake.hosts.terminate(std::slice::from_ref(&first.id)).await;
         }
         machines
     }
 
-    /// The private key of `ssh_keys` in the user data.
-    fn host_key(&self) -> String {
-        let start = self.user_data.find("ed25519_private: |\n").expect("user data has a host key");
-        let lines = self.user_data[start..].lines().skip(1);
-        lines.map_while(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
-    }
-
-    /// The content of a file that the user data writes.
-    fn written(&self, path: &str) -> Option<String> {
-        let start = self.user_data.find(&format!("  - path: {path}\n"))?;
-        let lines = self.user_data[start..].lines().skip_while(|line| *line != "    content: |").skip(1);
-        Some(lines.map_while(|line| line.strip_prefix("      ")).map(|line| format!("{line}\n")).collect())
+    /// The ledger's entry for an instance that has just been started.
+    fn machine(&self, fake: &Fake, world: &mut World, key: &str, index: usize, booted: Booted) -> Machine {
+        let faults = fake.faults();
+        let number = world.number();
+        Machine {
+            id: booted.id,
+            kind: self.kind.clone(),
+            image: self.image.clone(),
+            life: Life::Pending,
+            // The look that the counts are compared in is itself counted.
+            hidden: if faults.hidden_looks == 0 { 0 } else { faults.hidden_looks + 1 },
+            looks: faults.pending_looks,
+            is_dying: false,
+            index,
+            token: self.token.clone(),
+            key: key.to_owned(),
+            groups: self.groups.clone(),
+            subnet: self.subnet.clone(),
+            address: booted.public.to_string(),
+            private: booted.private.to_string(),
+            launched_at_s: booted.launched_at_s,
+            reason: String::new(),
+            tags: self.tags.clone(),
+            volume: format!("vol-{number:08x}"),
+            interface: format!("eni-{number:08x}"),
+            lingering: 0,
+            user_data: self.user_data.clone(),
+        }
     }
 }
 
@@ -262,7 +239,7 @@ pub(crate) async fn terminate_instances(
     if world.machines.iter().any(|it| ids.contains(&it.id) && it.tags.contains_key("foreign")) {
         world.violations.push("a foreign instance was terminated".to_owned());
     }
-    fake.local.terminate(&ids).await.expect("instances on this machine end");
+    fake.hosts.terminate(&ids).await;
     let (looks, lingering) = {
         let faults = fake.faults();
         (faults.shutting_down_looks, faults.lingering_interfaces)
@@ -283,10 +260,14 @@ pub(crate) async fn terminate_instances(
     Ok(set("instancesSet", changes))
 }
 
-pub(crate) fn start_instances(world: &mut World, params: &mut Params) -> Reply {
+/// As in EC2, one that is started gets another public address.
+pub(crate) fn start_instances(fake: &Fake, world: &mut World, params: &mut Params) -> Reply {
     let ids = instance_ids(world, params)?;
     for it in world.machines.iter_mut().filter(|it| ids.contains(&it.id) && it.life == Life::Stopped) {
         it.life = Life::Pending;
+        if let Some(address) = fake.hosts.start(&it.id) {
+            it.address = address.to_string();
+        }
     }
     Ok(set("instancesSet", ids.iter().map(|id| text("instanceId", id))))
 }

@@ -17,6 +17,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 
 mod acts;
 mod faults;
+pub(crate) mod hosts;
 mod http;
 mod query;
 mod reads;
@@ -27,6 +28,7 @@ pub(crate) use faults::{Faults, Planned, When};
 pub(crate) use world::{Call, Life, Machine, World};
 pub(crate) use xml::refused;
 
+use hosts::{Hosts, LocalHosts};
 use http::{Answer, Connection, Request};
 use query::Params;
 use world::Rule;
@@ -36,12 +38,14 @@ pub(crate) struct Cloud {
     fake: Arc<Fake>,
     runtime: Option<Runtime>,
     url: String,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 /// What the connections share.
 pub(crate) struct Fake {
-    local: Arc<Local>,
+    hosts: Box<dyn Hosts>,
+    /// What `hosts` is made of when the instances are local ones.
+    local: Option<Arc<Local>>,
     world: tokio::sync::Mutex<World>,
     faults: Mutex<Faults>,
     /// Who the caller is.
@@ -49,11 +53,23 @@ pub(crate) struct Fake {
 }
 
 impl Cloud {
+    /// Whose instances are local ones.
     pub(crate) fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("cloud-").tempdir().unwrap();
-        let local = Local::new(&folder.path().join("cloud"), &crate::lab::program()).unwrap();
+        let local = Arc::new(Local::new(&folder.path().join("cloud"), &crate::lab::program()).unwrap());
+        let hosts = Box::new(LocalHosts(Arc::clone(&local)));
+        Self::serve(hosts, Some(local), Some(folder))
+    }
+
+    /// Whose instances are these.
+    pub(crate) fn on(hosts: Box<dyn Hosts>) -> Self {
+        Self::serve(hosts, None, None)
+    }
+
+    fn serve(hosts: Box<dyn Hosts>, local: Option<Arc<Local>>, folder: Option<tempfile::TempDir>) -> Self {
         let fake = Arc::new(Fake {
-            local: Arc::new(local),
+            hosts,
+            local,
             world: tokio::sync::Mutex::default(),
             faults: Mutex::default(),
             arn: Mutex::new("arn:aws:iam::123456789012:user/student".to_owned()),
@@ -109,6 +125,7 @@ impl Cloud {
 
     pub(crate) fn living(&self) -> Vec<Machine> {
         self.with(|world| {
+            self.fake.look_at_hosts(world);
             let living = |it: &&Machine| it.is_living() && !it.tags.contains_key("foreign");
             world.machines.iter().filter(living).cloned().collect()
         })
@@ -139,6 +156,7 @@ impl Cloud {
                 groups: Vec::new(),
                 subnet: "subnet-0a".to_owned(),
                 address: "203.0.113.99".to_owned(),
+                private: "203.0.113.99".to_owned(),
                 launched_at_s: 1_700_000_000,
                 reason: String::new(),
                 tags,
@@ -183,12 +201,12 @@ impl Cloud {
 
     /// Gives an instance another host key behind labhost's back.
     pub(crate) fn set_host_key(&self, id: &str, secret: &str) {
-        self.runtime().block_on(self.fake.local.set_host_key(id, secret)).unwrap();
+        self.runtime().block_on(self.fake.local().set_host_key(id, secret)).unwrap();
     }
 
     /// When the instances end by themselves, in seconds since the epoch.
     pub(crate) fn guards(&self) -> Vec<u64> {
-        let listed = self.runtime().block_on(self.fake.local.list()).unwrap();
+        let listed = self.runtime().block_on(self.fake.local().list()).unwrap();
         listed.into_iter().map(|it| it.expires_at_s).collect()
     }
 
@@ -200,10 +218,29 @@ impl Cloud {
         text.split(' ').take(2).collect::<Vec<_>>().join(" ").trim().to_owned()
     }
 
+    /// Does what StopInstances does, which labhost never calls: somebody stops a lab in AWS's console, or the
+    /// Learner Lab between two sessions.
+    pub(crate) fn stop_instance(&self, id: &str) {
+        self.runtime().block_on(self.fake.hosts.terminate(&[id.to_owned()]));
+        self.with(|world| {
+            let it = world.machines.iter_mut().find(|it| it.id == id).expect("it exists");
+            it.life = Life::Stopping;
+        });
+    }
+
+    /// What StartInstances does, called by somebody else.
+    pub(crate) fn start_instance(&self, id: &str) {
+        let address = self.fake.hosts.start(id);
+        self.with(|world| {
+            let it = world.machines.iter_mut().find(|it| it.id == id).expect("it exists");
+            it.life = Life::Pending;
+            it.address = address.map_or_else(|| it.address.clone(), |address| address.to_string());
+        });
+    }
+
     /// Ends an instance as if somebody had done so in AWS's console.
     pub(crate) fn kill(&self, id: &str) {
-        let local = Arc::clone(&self.fake.local);
-        self.runtime().block_on(async { local.terminate(&[id.to_owned()]).await }).unwrap();
+        self.runtime().block_on(self.fake.hosts.terminate(&[id.to_owned()]));
         self.with(|world| {
             let it = world.machines.iter_mut().find(|it| it.id == id).expect("it exists");
             it.life = Life::Terminated;
@@ -214,13 +251,13 @@ impl Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         let violations = self.with(|world| std::mem::take(&mut world.violations));
-        let removed = self.runtime().block_on(self.fake.local.destroy(false));
+        let removed = self.runtime().block_on(self.fake.hosts.remove_all());
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
         if !std::thread::panicking() {
             assert_eq!(violations, Vec::<String>::new(), "no client of EC2 may do this");
-            assert_eq!(removed.unwrap(), Vec::<String>::new(), "local instances are left");
+            assert_eq!(removed, Vec::<String>::new(), "real instances are left");
         }
     }
 }
@@ -230,10 +267,25 @@ impl Fake {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn local(&self) -> &Arc<Local> {
+        self.local.as_ref().expect("only a cloud of local instances can do this")
+    }
+
+    /// Brings the ledger up to what has happened to the real instances meanwhile.
+    fn look_at_hosts(&self, world: &mut World) {
+        for it in &mut world.machines {
+            match self.hosts.is_alive(&it.id) {
+                Some(false) => it.ended(),
+                Some(true) if it.life == Life::ShuttingDown => it.looks = it.looks.max(1),
+                _ => {}
+            }
+        }
+    }
+
     /// Keeps the SSH servers of all instances closed for a while.
     async fn close_ssh_for(&self, time: Duration) {
-        self.local.set_ssh(false).await.unwrap();
-        let local = Arc::clone(&self.local);
+        self.local().set_ssh(false).await.unwrap();
+        let local = Arc::clone(self.local());
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
             // The test may have ended meanwhile.
@@ -268,6 +320,7 @@ impl Fake {
         if version != "2016-11-15" {
             world.violations.push(format!("{action}: version {version:?}"));
         }
+        self.look_at_hosts(&mut world);
         let reply = self.act(&mut world, &action, &mut params, is_dry).await;
         let leftover = params.leftover();
         if reply.is_ok() && !leftover.is_empty() {
@@ -303,7 +356,7 @@ impl Fake {
             "GetConsoleOutput" => reads::console_output(self, params),
             "RunInstances" => acts::run_instances(self, world, params, is_dry).await,
             "TerminateInstances" => acts::terminate_instances(self, world, params, is_dry).await,
-            "StartInstances" => acts::start_instances(world, params),
+            "StartInstances" => acts::start_instances(self, world, params),
             "CreateTags" => acts::create_tags(world, params),
             "ImportKeyPair" => acts::import_key_pair(world, params, is_dry),
             "DeleteKeyPair" => acts::delete_key_pair(world, params),

@@ -78,7 +78,7 @@ fn machine(it: &Machine) -> Xml {
         + set("groupSet", it.groups.iter().map(|id| text("groupId", id)))
         + tags(&it.tags);
     if it.life == Life::Running {
-        inner = inner + text("privateIpAddress", &it.address) + text("ipAddress", &it.address);
+        inner = inner + text("privateIpAddress", &it.private) + text("ipAddress", &it.address);
     }
     if !it.reason.is_empty() {
         let (code, _) = it.reason.split_once(':').unwrap_or((&it.reason, ""));

@@ -19,6 +19,7 @@ pub(crate) enum Life {
     Running,
     ShuttingDown,
     Terminated,
+    Stopping,
     Stopped,
 }
 
@@ -29,6 +30,7 @@ impl Life {
             Self::Running => (16, "running"),
             Self::ShuttingDown => (32, "shutting-down"),
             Self::Terminated => (48, "terminated"),
+            Self::Stopping => (64, "stopping"),
             Self::Stopped => (80, "stopped"),
         }
     }
@@ -51,6 +53,7 @@ pub(crate) struct Machine {
     pub(crate) groups: Vec<String>,
     pub(crate) subnet: String,
     pub(crate) address: String,
+    pub(crate) private: String,
     pub(crate) launched_at_s: u64,
     pub(crate) reason: String,
     pub(crate) tags: BTreeMap<String, String>,
@@ -69,6 +72,18 @@ impl Machine {
     /// Whether its network interface is still there.
     pub(crate) fn has_interface(&self) -> bool {
         self.life != Life::Terminated || self.lingering > 0
+    }
+
+    /// Shutting down, stopping or not: the real instance has ended.
+    pub(crate) fn ended(&mut self) {
+        self.life = match self.life {
+            Life::Pending | Life::Running => {
+                self.reason = "Client.InstanceInitiatedShutdown: Instance initiated shutdown".to_owned();
+                Life::Terminated
+            }
+            Life::Stopping => Life::Stopped,
+            other => other,
+        };
     }
 
     /// Moves on by one look.
