@@ -86,9 +86,9 @@ impl Lab {
         Self::with(cloud, &reach)
     }
 
-    /// The same for a cloud of machines, which are reached as EC2's are.
-    pub(crate) fn on_machines(cloud: &Cloud) -> Self {
-        Self::with(cloud, &[("LABHOST_EC2_PACE", "0.2")])
+    /// The same for a cloud of machines, which are reached as EC2's are, from the address `caller`.
+    pub(crate) fn on_machines(cloud: &Cloud, caller: &str) -> Self {
+        Self::with(cloud, &[("LABHOST_EC2_PACE", "0.2"), ("LABHOST_MY_IP", caller)])
     }
 
     fn with(cloud: &Cloud, env: &[(&str, &str)]) -> Self {

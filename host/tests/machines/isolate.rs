@@ -16,15 +16,18 @@ use std::{
 const INSIDE: &str = "LABHOST_MACHINES_INSIDE";
 /// Set where machines must be possible: a test that cannot run fails.
 const REQUIRED: &str = "LABHOST_MACHINES";
+/// What is written inside lies here, in memory.
+pub(crate) const FOLDER: &str = "/mnt";
 /// Nine machines on two busy cores take a minute.
 const PATIENCE: Duration = Duration::from_secs(480);
 /// Making the root downloads and unpacks a hundred megabytes.
 const ROOT_WITHIN: Duration = Duration::from_secs(600);
 /// Programs that are needed, and Debian's packages that bring them.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 7] = [
     ("systemd-nspawn", "systemd-container"),
     ("debootstrap", "debootstrap"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("ssh", "openssh-client"),
     ("curl", "curl"),
@@ -75,6 +78,7 @@ pub(crate) fn isolated(name: &str, body: impl FnOnce()) {
         .arg("--mount-proc")
         .arg(std::env::current_exe().expect("this program has a path"))
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+        .env("TMPDIR", FOLDER)
         .env(INSIDE, &groups.name);
     finish(command.spawn().expect("unshare starts"), PATIENCE, name);
 }
@@ -127,10 +131,13 @@ impl Groups {
 }
 
 impl Drop for Groups {
-    /// Innermost first; processes that were just killed may hold them for a moment.
+    /// Innermost first; processes that were just killed may hold them for a moment. Those of killed tests go too.
     fn drop(&mut self) {
         let script = format!(
-            "{MOUNT_GROUPS} && cd /sys/fs/cgroup && for _ in $(seq 100); do
+            "{MOUNT_GROUPS} && cd /sys/fs/cgroup && for group in labhost-test-*; do
+                 [ -e /proc/${{group##*-}} ] || find $group -depth -type d -exec rmdir {{}} + 2>/dev/null
+             done
+             for _ in $(seq 100); do
                  [ -d {name} ] || exit 0
                  find {name} -depth -type d -exec rmdir {{}} + 2>/dev/null || sleep 0.1
              done; [ ! -d {name} ]",

@@ -14,6 +14,25 @@ mod isolate;
 mod lab;
 mod nspawn;
 mod one;
+mod whole;
+
+use std::time::{Duration, Instant};
+
+/// A booting machine on a busy computer.
+const WITHIN: Duration = Duration::from_secs(90);
+
+/// Looks again and again until `look` returns something.
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {WITHIN:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
 
 /// Counts as the test that says so where no machines can be had.
 #[test]

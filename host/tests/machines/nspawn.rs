@@ -1,11 +1,12 @@
 //! Machines under systemd-nspawn: a Debian with systemd, cloud-init and sshd, booted from one shared root.
 //!
-//! As on EC2, each has a private address that it keeps and a public one that changes when it is stopped and started,
-//! gets its user data at its first boot, and is gone when it powers off. Unlike there, the public address is its own
-//! too, nothing filters what reaches it, and cloud-init reads its seed from a folder.
+//! As on EC2, each has a private address that it keeps, and a public one that the network translates and that changes
+//! when it is stopped and started; it is reached only as its security groups allow, gets its user data at its first
+//! boot, and is gone when it powers off. Unlike there, cloud-init reads its seed from a folder.
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -17,7 +18,7 @@ use std::{
 use labhost::provider::epoch_s;
 
 use crate::{
-    fake::hosts::{Boot, Booted, Done, Hosts},
+    fake::hosts::{Boot, Booted, Done, Door, Hosts},
     isolate,
 };
 
@@ -54,6 +55,8 @@ pub(crate) struct Machines {
 #[derive(Default)]
 struct State {
     machines: BTreeMap<String, Machine>,
+    /// The network's, as they are in force.
+    rules: String,
     /// Addresses given so far.
     private: u8,
     public: u8,
@@ -62,22 +65,31 @@ struct State {
 struct Machine {
     folder: PathBuf,
     private: Ipv4Addr,
+    public: Ipv4Addr,
     process: Child,
 }
 
 impl Machines {
     /// Makes the network and the place for what machines write.
     pub(crate) fn new() -> Self {
-        let folder = PathBuf::from("/mnt");
+        let folder = PathBuf::from(isolate::FOLDER);
         sh(&format!("mount -t tmpfs -o {WRITTEN_MAX} tmpfs {}", folder.display()));
         sh(isolate::MOUNT_GROUPS);
         // Where systemd-nspawn keeps its locks.
         sh("mkdir -p /run/systemd/nspawn && mount -t tmpfs tmpfs /run/systemd/nspawn");
-        sh("ip link set lo up && ip link add ec2 type bridge && ip link set ec2 up");
+        // A bridge without a hardware address of its own takes another one when a machine goes.
+        sh(
+            "ip link set lo up && ip link add ec2 address 02:00:00:00:00:01 type bridge && ip link set ec2 up",
+        );
         for net in [PRIVATE, PUBLIC] {
             sh(&format!("ip address add {}/24 dev ec2", address(net, 1)));
         }
         Self { folder, state: Mutex::default() }
+    }
+
+    /// Where labhost calls from: the bridge's public address.
+    pub(crate) fn caller() -> String {
+        address(PUBLIC, 1).to_string()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,8 +105,8 @@ impl Machines {
         let folder = self.folder.join(&id);
         make_disk(&folder);
         seed(&folder.join("root"), &id, private, boot);
-        let process = start(&id, &folder, private, public);
-        state.machines.insert(id.clone(), Machine { folder, private, process });
+        let process = start(&id, &folder, private);
+        state.machines.insert(id.clone(), Machine { folder, private, public, process });
         Booted { id, public, private, launched_at_s: epoch_s(SystemTime::now()) }
     }
 }
@@ -127,12 +139,22 @@ impl Hosts for Machines {
         let public = state.next_public();
         let machine = state.machines.get_mut(id).expect("only what was launched is started");
         assert!(machine.is_ended(), "{id} runs");
-        machine.process = start(id, &machine.folder, machine.private, public);
+        machine.public = public;
+        machine.process = start(id, &machine.folder, machine.private);
         Some(public)
     }
 
     fn is_alive(&self, id: &str) -> Option<bool> {
         Some(!self.state().machines.get_mut(id)?.is_ended())
+    }
+
+    fn open(&self, doors: Vec<Door>) {
+        let mut state = self.state();
+        let rules = rules(&state.machines, &doors);
+        if state.rules != rules {
+            sh(&format!("nft -f - <<'END'\n{rules}END"));
+            state.rules = rules;
+        }
     }
 
     /// Those that do not end in time are killed, and named.
@@ -185,6 +207,39 @@ fn address([a, b, c]: [u8; 3], last: u8) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, last)
 }
 
+/// What a machine is called on this computer.
+fn short(private: Ipv4Addr) -> String {
+    format!("ec2-{}", private.octets()[3])
+}
+
+/// The network's rules, as nft reads them: public addresses stand for private ones, and the first packet of a
+/// connection passes a door or is dropped at the bridge.
+fn rules(machines: &BTreeMap<String, Machine>, doors: &[Door]) -> String {
+    let mut rules = String::from(
+        "flush ruleset\n\
+         table ip nat {\nchain out {\ntype nat hook output priority -100; policy accept;\n",
+    );
+    for machine in machines.values() {
+        let _ = writeln!(rules, "ip daddr {} dnat to {}", machine.public, machine.private);
+    }
+    rules.push_str(
+        "}\n}\ntable bridge groups {\nchain in {\ntype filter hook postrouting priority 0; policy accept;\n\
+         tcp flags & (syn|ack) != syn accept\n",
+    );
+    for door in doors {
+        if let Some(machine) = machines.get(&door.id) {
+            let name = short(machine.private);
+            let Door { source, port_first, port_last, .. } = door;
+            let _ = writeln!(
+                rules,
+                "oifname vb-{name} ip saddr {source} tcp dport {port_first}-{port_last} accept"
+            );
+        }
+    }
+    rules.push_str("oifname \"vb-ec2-*\" ip protocol tcp drop\n}\n}\n");
+    rules
+}
+
 /// The shared root with a layer of the machine's own above it.
 fn make_disk(folder: &Path) {
     for part in ["upper", "work", "root"] {
@@ -216,14 +271,15 @@ fn write(root: &Path, path: &str, text: &str) {
 }
 
 /// Boots it. Its console goes to the file `console`.
-fn start(id: &str, folder: &Path, private: Ipv4Addr, public: Ipv4Addr) -> Child {
+fn start(id: &str, folder: &Path, private: Ipv4Addr) -> Child {
     let root = folder.join("root");
+    let gateway = address(PRIVATE, 1);
     let network = format!(
-        "[Match]\nName=host0\n[Network]\nAddress={private}/24\nAddress={public}/24\nDHCP=no\nLinkLocalAddressing=no\n"
+        "[Match]\nName=host0\n[Network]\nAddress={private}/24\nGateway={gateway}\nDHCP=no\nLinkLocalAddressing=no\n"
     );
     write(&root, "etc/systemd/network/10-ec2.network", &network);
     // The interface's name on the bridge is `vb-` and this, 15 characters at most.
-    let short = format!("ec2-{}", private.octets()[3]);
+    let short = short(private);
     let group = isolate::machine_group(&short);
     let console =
         fs::File::options().create(true).append(true).open(folder.join("console")).expect("a console");

@@ -1,18 +1,17 @@
 //! One machine, from its user data to its own end.
 
-use std::{
-    process::{Command, Output},
-    time::{Duration, Instant},
-};
+use std::process::{Command, Output};
 
 use crate::{
     fake::{Cloud, Life},
     isolate::isolated,
     lab::Lab,
     nspawn::Machines,
+    wait_for,
 };
 
-const ONE: &str = r#"#{ name: "app", type: "t2.micro", count: 1, cluster: "cluster1" },"#;
+/// In the balancer's group, whose port 80 is open.
+const ONE: &str = r#"#{ name: "app", type: "t2.micro", count: 1, role: "balancer" },"#;
 
 /// A worker on port 80, and a service that says what it is told.
 const RECIPE: &str = r#"
@@ -22,7 +21,7 @@ let host = ec2::wait(provision::HOSTS)[0];
 host.upload(programs.worker, "worker");
 let web = host.service(#{
     name: "web",
-    exec: "./worker --listen 0.0.0.0:80 --cluster {cluster} --instance-id {id}",
+    exec: "./worker --listen 0.0.0.0:80 --cluster cluster1 --instance-id {id}",
     ready: "/",
 });
 host.upload("bell.sh", "bell.sh");
@@ -38,22 +37,6 @@ echo begins with $(cat note.txt)
 while :; do sleep 0.1; done
 ";
 
-/// A booting machine on a busy computer.
-const WITHIN: Duration = Duration::from_secs(90);
-
-/// Looks again and again until `look` returns something.
-#[track_caller]
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + WITHIN;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {WITHIN:?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 struct One {
     cloud: Cloud,
     lab: Lab,
@@ -62,7 +45,7 @@ struct One {
 impl One {
     fn new() -> Self {
         let cloud = Cloud::on(Box::new(Machines::new()));
-        let lab = Lab::on_machines(&cloud);
+        let lab = Lab::on_machines(&cloud, &Machines::caller());
         lab.set_topology(ONE);
         lab.write("recipes/one.rhai", RECIPE);
         lab.write("bell.sh", BELL);

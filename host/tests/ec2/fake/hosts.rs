@@ -25,6 +25,16 @@ pub(crate) struct Booted {
     pub(crate) launched_at_s: u64,
 }
 
+/// Who may connect to an instance, by the rules of its groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Door {
+    pub(crate) id: String,
+    /// A block of addresses.
+    pub(crate) source: String,
+    pub(crate) port_first: String,
+    pub(crate) port_last: String,
+}
+
 /// Something that can run instances. What fails is the test's fault, so nothing here returns errors.
 pub(crate) trait Hosts: Send + Sync {
     fn boot<'a>(&'a self, boot: &'a Boot) -> Done<'a, Vec<Booted>>;
@@ -34,6 +44,8 @@ pub(crate) trait Hosts: Send + Sync {
     fn start(&self, id: &str) -> Option<Ipv4Addr>;
     /// Whether it has not ended yet, by itself or by [`Hosts::terminate`]; `None` when that is not watched.
     fn is_alive(&self, id: &str) -> Option<bool>;
+    /// Lets these in over TCP and nobody else.
+    fn open(&self, doors: Vec<Door>);
     /// Removes everything; returns what could not be removed.
     fn remove_all(&self) -> Done<'_, Vec<String>>;
 }
@@ -90,6 +102,9 @@ impl Hosts for LocalHosts {
     fn is_alive(&self, _: &str) -> Option<bool> {
         None
     }
+
+    /// Nothing on loopback filters connections.
+    fn open(&self, _: Vec<Door>) {}
 
     fn remove_all(&self) -> Done<'_, Vec<String>> {
         Box::pin(async { self.0.destroy(false).await.expect("local instances are removed") })

@@ -235,6 +235,7 @@ impl Cloud {
             let it = world.machines.iter_mut().find(|it| it.id == id).expect("it exists");
             it.life = Life::Pending;
             it.address = address.map_or_else(|| it.address.clone(), |address| address.to_string());
+            self.fake.hosts.open(world.doors());
         });
     }
 
@@ -322,6 +323,7 @@ impl Fake {
         }
         self.look_at_hosts(&mut world);
         let reply = self.act(&mut world, &action, &mut params, is_dry).await;
+        self.hosts.open(world.doors());
         let leftover = params.leftover();
         if reply.is_ok() && !leftover.is_empty() {
             world.violations.push(format!("{action}: unknown parameters {leftover:?}"));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::query::Filter;
+use super::{hosts::Door, query::Filter};
 
 /// Where everything is.
 pub(crate) const VPC: &str = "vpc-0default";
@@ -159,6 +159,37 @@ impl World {
 
     pub(crate) fn group(&mut self, id: &str) -> Option<&mut Group> {
         self.groups.iter_mut().find(|group| group.id == id)
+    }
+
+    /// What the rules of groups mean for the instances that there are.
+    pub(crate) fn doors(&self) -> Vec<Door> {
+        let mut doors = Vec::new();
+        for it in self.machines.iter().filter(|it| it.is_living()) {
+            for rule in
+                self.groups.iter().filter(|group| it.groups.contains(&group.id)).flat_map(|it| &it.rules)
+            {
+                doors.extend(self.sources(rule).into_iter().map(|source| Door {
+                    id: it.id.clone(),
+                    source,
+                    port_first: rule.from.clone(),
+                    port_last: rule.to.clone(),
+                }));
+            }
+        }
+        doors
+    }
+
+    /// As blocks of addresses; a group stands for the private addresses of its members.
+    fn sources(&self, rule: &Rule) -> Vec<String> {
+        match rule.source.split_once(' ') {
+            Some(("group", id)) => {
+                let members =
+                    self.machines.iter().filter(|it| it.is_living() && it.groups.iter().any(|of| of == id));
+                members.map(|it| format!("{}/32", it.private)).collect()
+            }
+            Some((_, block)) => vec![block.to_owned()],
+            None => Vec::new(),
+        }
     }
 
     /// Everything that a lab could have left, in words: all but what is foreign, terminated or part of the account.
