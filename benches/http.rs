@@ -56,7 +56,7 @@ fn requests(criterion: &mut Criterion) {
 
 fn answers(criterion: &mut Criterion) {
     let mut out = Vec::with_capacity(4096);
-    for (name, connection) in [("in place", None), ("rewritten", Some("close"))] {
+    for (name, connection) in [("in place", None), ("rewritten", Some(b"close".as_slice()))] {
         criterion.bench_function(&format!("answer/{name}"), |bencher| {
             bencher.iter(|| {
                 let mut space = http::space();

@@ -61,8 +61,8 @@ impl Generation {
     }
 
     /// The cluster for a first path segment.
-    pub(crate) fn route(&self, segment: &str) -> Option<usize> {
-        let found = self.clusters.binary_search_by(|cluster| cluster.config.name.as_str().cmp(segment));
+    pub(crate) fn route(&self, segment: &[u8]) -> Option<usize> {
+        let found = self.clusters.binary_search_by(|cluster| cluster.config.name.as_bytes().cmp(segment));
         found.ok().or(self.catch_all)
     }
 

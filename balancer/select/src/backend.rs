@@ -111,7 +111,11 @@ impl Backend {
         self.draining.store(draining, Relaxed);
     }
 
-    pub(crate) fn nanoseconds(&self, now: Instant) -> u64 {
+    pub(crate) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
+    fn nanoseconds(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.epoch).as_nanos() as u64
     }
 

@@ -22,9 +22,10 @@ pub enum Outcome {
 #[must_use = "an unfinished ticket keeps its backend looking busy"]
 pub struct Ticket {
     backend: usize,
-    picked_at: Instant,
-    answered_at: Option<Instant>,
     in_flight_before: u32,
+    picked_ns: u64,
+    answered_ns: Option<u64>,
+    epoch: Instant,
 }
 
 impl Ticket {
@@ -34,22 +35,27 @@ impl Ticket {
         self.backend
     }
 
-    #[must_use]
-    pub fn picked_at(&self) -> Instant {
-        self.picked_at
-    }
-
     /// Notes that a long answer has begun. Its latency is measured up to here: how fast the rest moves depends on
     /// the client as well, and a slow client must not look like a slow backend. The first note counts.
     pub fn answered(&mut self, now: Instant) {
-        self.answered_at.get_or_insert(now);
+        let now_ns = nanoseconds(self.epoch, now);
+        self.answered_ns.get_or_insert(now_ns);
     }
 
     /// From the choice to the answer, or to `now` if no answer was noted.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Duration {
-        self.answered_at.unwrap_or(now).saturating_duration_since(self.picked_at)
+        Duration::from_nanos(self.latency_ns(nanoseconds(self.epoch, now)))
     }
+
+    fn latency_ns(&self, now_ns: u64) -> u64 {
+        self.answered_ns.unwrap_or(now_ns).saturating_sub(self.picked_ns)
+    }
+}
+
+/// Times are counted in nanoseconds from an epoch: subtracting two `Instant`s costs more than a choice.
+fn nanoseconds(epoch: Instant, now: Instant) -> u64 {
+    now.saturating_duration_since(epoch).as_nanos() as u64
 }
 
 /// When a backend that fails is passed over. Applies to every policy.
@@ -114,7 +120,9 @@ pub struct Cluster {
     view: Arc<View>,
     policy: Box<dyn Policy>,
     candidates: Vec<u32>,
-    latest: Option<Instant>,
+    /// That of all backends.
+    epoch: Option<Instant>,
+    latest_ns: u64,
 }
 
 impl Cluster {
@@ -122,7 +130,8 @@ impl Cluster {
     #[must_use]
     pub fn new(view: Arc<View>, policy: PolicyKind, seed: u64) -> Self {
         let candidates = Vec::with_capacity(view.backends.len());
-        Self { view, policy: policy.build(seed), candidates, latest: None }
+        let epoch = view.backends.first().map(|backend| backend.epoch());
+        Self { view, policy: policy.build(seed), candidates, epoch, latest_ns: 0 }
     }
 
     #[must_use]
@@ -144,38 +153,37 @@ impl Cluster {
     /// Like [`Self::pick`], but never one of `tried` (positions in the view): for sending a request once more.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
     pub fn pick_other(&mut self, tried: &[usize], now: Instant) -> Option<Ticket> {
-        let now = self.advance(now);
-        self.gather(Health::Up, tried, now);
+        let epoch = self.epoch?;
+        let now_ns = self.advance(nanoseconds(epoch, now));
+        self.gather(Health::Up, tried, now_ns);
         if self.candidates.is_empty() {
-            self.gather(Health::Ejected, tried, now);
+            self.gather(Health::Ejected, tried, now_ns);
         }
         let backend = match self.candidates.as_slice() {
             [] => return None,
             [only] => *only as usize,
-            several => self.policy.choose(&self.view, several, now),
+            several => self.policy.choose(&self.view, several, now_ns),
         };
         let in_flight_before = self.view.backends[backend].enter();
-        Some(Ticket { backend, picked_at: now, answered_at: None, in_flight_before })
+        Some(Ticket { backend, in_flight_before, picked_ns: now_ns, answered_ns: None, epoch })
     }
 
     /// Takes the request off its backend and learns from its outcome; [`Outcome::Cancelled`] leaves no trace.
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
-        let now = self.advance(now);
+        let now_ns = self.advance(nanoseconds(ticket.epoch, now));
         let backend = &self.view.backends[ticket.backend];
         backend.leave();
-        let now_ns = backend.nanoseconds(now);
         match outcome {
             Outcome::Cancelled => {}
             Outcome::Success => {
-                let latency = ticket.latency(now).as_nanos() as f64;
-                let share = latency / f64::from(ticket.in_flight_before + 1);
+                let share = ticket.latency_ns(now_ns) as f64 / f64::from(ticket.in_flight_before + 1);
                 backend.averages().learn(Some(share), now_ns);
                 backend.succeeded(self.view.ejection.time_max, now_ns);
             }
             Outcome::Failure => {
                 backend.averages().learn(None, now_ns);
                 let limit = self.view.ejection.failures_in_row;
-                let in_row = backend.failed(backend.nanoseconds(ticket.picked_at));
+                let in_row = backend.failed(ticket.picked_ns);
                 if limit > 0 && in_row >= limit {
                     self.view.eject(backend, now_ns);
                 }
@@ -183,10 +191,8 @@ impl Cluster {
         }
     }
 
-    fn gather(&mut self, health: Health, tried: &[usize], now: Instant) {
+    fn gather(&mut self, health: Health, tried: &[usize], now_ns: u64) {
         self.candidates.clear();
-        let Some(first) = self.view.backends.first() else { return };
-        let now_ns = first.nanoseconds(now);
         for (index, backend) in self.view.backends.iter().enumerate() {
             if backend.health_at(now_ns) == health && !tried.contains(&index) {
                 self.candidates.push(index as u32);
@@ -194,9 +200,8 @@ impl Cluster {
         }
     }
 
-    fn advance(&mut self, now: Instant) -> Instant {
-        let latest = self.latest.map_or(now, |latest| latest.max(now));
-        self.latest = Some(latest);
-        latest
+    fn advance(&mut self, now_ns: u64) -> u64 {
+        self.latest_ns = self.latest_ns.max(now_ns);
+        self.latest_ns
     }
 }

@@ -1,19 +1,7 @@
 //! Header fields: which ones the balancer must understand, and the framing that they agree on.
 
-use std::mem::MaybeUninit;
-
+use super::scan::Field;
 use super::{Body, Chunked, Refusal};
-
-/// The most fields that a head can have, whatever the configuration says: the space on the stack that parsing uses.
-pub const FIELDS_MAX: usize = 128;
-
-/// Room for the fields of one head while it is parsed.
-pub type Space<'b> = [MaybeUninit<httparse::Header<'b>>; FIELDS_MAX];
-
-#[must_use]
-pub fn space<'b>() -> Space<'b> {
-    [const { MaybeUninit::uninit() }; FIELDS_MAX]
-}
 
 /// What a field is to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,23 +20,24 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn of(name: &str) -> Self {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
+    pub(crate) fn of(name: &[u8]) -> Self {
+        // Most names are told apart from these by their length, and the rest by their first letter.
+        let is = |other: &[u8]| name[0] | 0x20 == other[0] && name.eq_ignore_ascii_case(other);
         match name.len() {
-            2 if is("te") => Self::HopByHop,
-            3 if is("via") => Self::Via,
-            4 if is("host") => Self::Host,
-            6 if is("expect") => Self::Expect,
-            7 if is("upgrade") => Self::HopByHop,
-            10 if is("connection") => Self::Connection,
-            10 if is("keep-alive") => Self::HopByHop,
-            14 if is("content-length") => Self::ContentLength,
-            15 if is("x-forwarded-for") => Self::ForwardedFor,
-            16 if is("proxy-connection") => Self::HopByHop,
-            17 if is("transfer-encoding") => Self::TransferEncoding,
-            17 if is("x-forwarded-proto") => Self::ForwardedProto,
-            18 if is("proxy-authenticate") => Self::HopByHop,
-            19 if is("proxy-authorization") => Self::HopByHop,
+            2 if is(b"te") => Self::HopByHop,
+            3 if is(b"via") => Self::Via,
+            4 if is(b"host") => Self::Host,
+            6 if is(b"expect") => Self::Expect,
+            7 if is(b"upgrade") => Self::HopByHop,
+            10 if is(b"connection") => Self::Connection,
+            10 if is(b"keep-alive") => Self::HopByHop,
+            14 if is(b"content-length") => Self::ContentLength,
+            15 if is(b"x-forwarded-for") => Self::ForwardedFor,
+            16 if is(b"proxy-connection") => Self::HopByHop,
+            17 if is(b"transfer-encoding") => Self::TransferEncoding,
+            17 if is(b"x-forwarded-proto") => Self::ForwardedProto,
+            18 if is(b"proxy-authenticate") => Self::HopByHop,
+            19 if is(b"proxy-authorization") => Self::HopByHop,
             _ => Self::Plain,
         }
     }
@@ -59,37 +48,27 @@ impl Kind {
 pub(crate) struct Summary<'b> {
     length: Option<u64>,
     chunked: bool,
-    pub(crate) host: Option<&'b str>,
+    pub(crate) host: Option<&'b [u8]>,
     pub(crate) close: bool,
     pub(crate) keep_alive: bool,
     /// `Connection` names fields that are therefore not forwarded.
     pub(crate) names_fields: bool,
     pub(crate) expects_continue: bool,
-    /// Nothing needs to be taken out before forwarding.
-    pub(crate) all_end_to_end: bool,
+    /// Something needs to be taken out before forwarding.
+    pub(crate) hop_by_hop: bool,
 }
 
 impl<'b> Summary<'b> {
-    /// Reads all fields once and fills `kinds` in step with them.
-    pub(crate) fn of(
-        fields: &[httparse::Header<'b>],
-        kinds: &mut [Kind; FIELDS_MAX],
-        version: u8,
-    ) -> Result<Self, Refusal> {
-        let mut summary = Self { all_end_to_end: true, ..Self::default() };
-        for (field, kind) in fields.iter().zip(kinds) {
-            *kind = Kind::of(field.name);
-            if *kind != Kind::Plain {
-                summary.note(*kind, field.value, version)?;
-            }
-        }
-        if summary.chunked && summary.length.is_some() {
+    /// What all fields together must not say.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        if self.chunked && self.length.is_some() {
             return Err(Refusal::Malformed("both content-length and transfer-encoding"));
         }
-        Ok(summary)
+        Ok(())
     }
 
-    fn note(&mut self, kind: Kind, value: &'b [u8], version: u8) -> Result<(), Refusal> {
+    /// Takes one field in, in the order of the head. Fields of the kind [`Kind::Plain`] say nothing.
+    pub(crate) fn note(&mut self, kind: Kind, value: &'b [u8], version: u8) -> Result<(), Refusal> {
         match kind {
             Kind::ContentLength => {
                 let length = content_length(value)?;
@@ -108,21 +87,21 @@ impl<'b> Summary<'b> {
                 if self.host.is_some() || !value.iter().copied().all(is_host_byte) {
                     return Err(Refusal::Malformed("host"));
                 }
-                self.host = std::str::from_utf8(value).ok();
+                self.host = Some(value);
             }
             Kind::Connection => self.note_connection(value),
             Kind::Expect => {
-                self.all_end_to_end = false;
+                self.hop_by_hop = true;
                 self.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
             }
-            Kind::HopByHop => self.all_end_to_end = false,
+            Kind::HopByHop => self.hop_by_hop = true,
             Kind::ForwardedFor | Kind::ForwardedProto | Kind::Via | Kind::Plain => {}
         }
         Ok(())
     }
 
     fn note_connection(&mut self, value: &[u8]) {
-        self.all_end_to_end = false;
+        self.hop_by_hop = true;
         for option in list(value) {
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;
@@ -148,13 +127,12 @@ impl<'b> Summary<'b> {
     }
 }
 
-/// Whether a `Connection` field among `fields` names `name`.
-pub(crate) fn connection_names(fields: &[httparse::Header<'_>], kinds: &[Kind], name: &str) -> bool {
+/// Whether a `Connection` field among `fields` of `head` names `name`.
+pub(crate) fn connection_names(head: &[u8], fields: &[Field], name: &[u8]) -> bool {
     fields
         .iter()
-        .zip(kinds)
-        .filter(|&(_, &kind)| kind == Kind::Connection)
-        .any(|(field, _)| list(field.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes())))
+        .filter(|field| field.kind == Kind::Connection)
+        .any(|field| list(field.value(head)).any(|option| option.eq_ignore_ascii_case(name)))
 }
 
 /// The elements of a comma-separated list, trimmed; empty ones included.

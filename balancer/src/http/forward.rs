@@ -1,6 +1,7 @@
 //! Heads as they are forwarded: the lines that stay, copied in runs, and what a proxy adds.
 
 use super::fields::{Kind, connection_names};
+use super::scan::Field;
 use super::{Refusal, Request, Response};
 
 /// What happens to `X-Forwarded-For`.
@@ -50,12 +51,12 @@ impl NameList {
     }
 
     #[must_use]
-    pub fn contains(&self, name: &str) -> bool {
-        self.names.iter().any(|listed| listed.eq_ignore_ascii_case(name))
-            || self.prefixes.iter().any(|prefix| {
-                name.len() >= prefix.len()
-                    && name.as_bytes()[..prefix.len()].eq_ignore_ascii_case(prefix.as_bytes())
-            })
+    pub fn contains(&self, name: &[u8]) -> bool {
+        let begins = |prefix: &String| {
+            name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+        };
+        self.names.iter().any(|listed| name.eq_ignore_ascii_case(listed.as_bytes()))
+            || self.prefixes.iter().any(begins)
     }
 
     fn is_empty(&self) -> bool {
@@ -76,10 +77,10 @@ pub fn write_request(
     let mut count = 0;
     if request.absolute {
         // RFC 9112, 3.2.2: the target's authority replaces whatever Host says.
-        line(out, "Host", request.authority.unwrap_or(""));
+        line(out, "Host", request.authority.unwrap_or(b""));
         count += 1;
     }
-    let lines = Lines::new(request.bytes, request.fields, &request.kinds, request.names_fields);
+    let lines = Lines { bytes: request.bytes, fields: request.fields, names_fields: request.names_fields };
     count += lines.copy(out, |name, kind| keeps(request, rules, name, kind));
     count += write_added(out, request, rules, client);
     out.extend_from_slice(b"\r\n");
@@ -87,16 +88,16 @@ pub fn write_request(
 }
 
 fn write_request_line(out: &mut Vec<u8>, request: &Request<'_, '_>) {
-    out.extend_from_slice(request.method.as_bytes());
+    out.extend_from_slice(request.method);
     out.push(b' ');
-    if !request.path.starts_with('/') {
+    if !request.path.starts_with(b"/") {
         out.push(b'/');
     }
-    out.extend_from_slice(request.path.as_bytes());
+    out.extend_from_slice(request.path);
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &str, kind: Kind) -> bool {
+fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &[u8], kind: Kind) -> bool {
     match kind {
         Kind::Plain => rules.dropped.is_empty() || !rules.dropped.contains(name),
         Kind::ContentLength | Kind::TransferEncoding => true,
@@ -123,7 +124,7 @@ fn write_added(out: &mut Vec<u8>, request: &Request<'_, '_>, rules: &Rules, clie
     }
     let given = rules.forwarded_for == ForwardedFor::Append && has(request, Kind::ForwardedProto);
     if rules.forwarded_proto && !given {
-        line(out, "X-Forwarded-Proto", "http");
+        line(out, "X-Forwarded-Proto", b"http");
         count += 1;
     }
     if rules.via {
@@ -136,14 +137,15 @@ fn write_added(out: &mut Vec<u8>, request: &Request<'_, '_>, rules: &Rules, clie
 }
 
 fn has(request: &Request<'_, '_>, kind: Kind) -> bool {
-    request.kinds[..request.fields.len()].contains(&kind)
+    request.fields.iter().any(|field| field.kind == kind)
 }
 
 /// Writes the values of all fields of one kind, each with a comma after it.
 fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
-    for (field, &its_kind) in request.fields.iter().zip(&request.kinds) {
-        if its_kind == kind && !field.value.is_empty() {
-            out.extend_from_slice(field.value);
+    for field in request.fields.iter().filter(|field| field.kind == kind) {
+        let value = field.value(request.bytes);
+        if !value.is_empty() {
+            out.extend_from_slice(value);
             out.extend_from_slice(b", ");
         }
     }
@@ -156,19 +158,19 @@ fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
 pub fn write_response(
     out: &mut Vec<u8>,
     response: &Response<'_, '_>,
-    connection: Option<&str>,
+    connection: Option<&[u8]>,
     unchunked: bool,
 ) -> bool {
-    if response.all_end_to_end && response.version == 1 && connection.is_none() && !unchunked {
+    if !response.hop_by_hop && response.version == 1 && connection.is_none() && !unchunked {
         return false;
     }
     // "HTTP/1.1 " and three digits; the version is ours, the rest is the backend's.
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(&response.bytes[9..12]);
     out.push(b' ');
-    out.extend_from_slice(response.reason.as_bytes());
+    out.extend_from_slice(response.reason);
     out.extend_from_slice(b"\r\n");
-    let lines = Lines::new(response.bytes, response.fields, &response.kinds, response.names_fields);
+    let lines = Lines { bytes: response.bytes, fields: response.fields, names_fields: response.names_fields };
     lines.copy(out, |_, kind| match kind {
         Kind::Connection | Kind::HopByHop => false,
         Kind::TransferEncoding => !unchunked,
@@ -181,39 +183,29 @@ pub fn write_response(
     true
 }
 
-fn line(out: &mut Vec<u8>, name: &str, value: &str) {
+fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
-    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 
 /// The field lines of a head as they lie in its bytes.
-struct Lines<'a, 'b> {
-    bytes: &'b [u8],
-    fields: &'a [httparse::Header<'b>],
-    kinds: &'a [Kind],
+struct Lines<'a> {
+    bytes: &'a [u8],
+    fields: &'a [Field],
     names_fields: bool,
 }
 
-impl<'a, 'b> Lines<'a, 'b> {
-    fn new(
-        bytes: &'b [u8],
-        fields: &'a [httparse::Header<'b>],
-        kinds: &'a [Kind],
-        names_fields: bool,
-    ) -> Self {
-        Self { bytes, fields, kinds, names_fields }
-    }
-
+impl Lines<'_> {
     /// Copies the lines for which `keep` holds, neighbours in one piece, and returns how many they are. Fields that
     /// `Connection` names are left out as well, but for those that framing and routing rest on.
-    fn copy(&self, out: &mut Vec<u8>, keep: impl Fn(&str, Kind) -> bool) -> usize {
+    fn copy(&self, out: &mut Vec<u8>, keep: impl Fn(&[u8], Kind) -> bool) -> usize {
         let mut count = 0;
         let mut run_start = None;
-        for (field, &kind) in self.fields.iter().zip(self.kinds) {
-            let start = self.offset(field);
-            if keep(field.name, kind) && !self.is_named(field.name, kind) {
+        for field in self.fields {
+            let (start, name) = (field.line as usize, field.name(self.bytes));
+            if keep(name, field.kind) && !self.is_named(name, field.kind) {
                 run_start.get_or_insert(start);
                 count += 1;
             } else if let Some(from) = run_start.take() {
@@ -226,12 +218,7 @@ impl<'a, 'b> Lines<'a, 'b> {
         count
     }
 
-    /// Where the field's line begins; the name is a slice of the same bytes.
-    fn offset(&self, field: &httparse::Header<'_>) -> usize {
-        field.name.as_ptr() as usize - self.bytes.as_ptr() as usize
-    }
-
-    fn is_named(&self, name: &str, kind: Kind) -> bool {
-        self.names_fields && kind == Kind::Plain && connection_names(self.fields, self.kinds, name)
+    fn is_named(&self, name: &[u8], kind: Kind) -> bool {
+        self.names_fields && kind == Kind::Plain && connection_names(self.bytes, self.fields, name)
     }
 }

@@ -1,7 +1,7 @@
 //! HTTP/1.1 heads and body framing, as RFC 9110 and 9112 have them, over byte slices.
 //!
-//! Everything here is pure: bytes in, values out. Heads are parsed by `httparse` and then judged: what two parsers
-//! could read in two ways is refused, on both sides, and never forwarded. Heads are forwarded by copying the lines
+//! Everything here is pure: bytes in, values out. Heads are cut into lines and judged in one pass: what two
+//! parsers could read in two ways is refused, on both sides, and never forwarded. Heads are forwarded by copying the lines
 //! that are kept.
 //!
 //! This module reads no socket, knows no timeout, and does not decide where a request goes.
@@ -11,12 +11,13 @@ mod fields;
 mod forward;
 mod request;
 mod response;
+mod scan;
 
 pub use chunked::Chunked;
-pub use fields::{FIELDS_MAX, Space, space};
 pub use forward::{ForwardedFor, NameList, Rules, write_request, write_response};
 pub use request::{Request, parse_request};
 pub use response::{Response, parse_response};
+pub use scan::{FIELDS_MAX, Field, Space, space};
 
 /// Why a message is not forwarded. The text is for the log; a client sees only the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +107,7 @@ impl Body {
 /// Finds the end of a head: the position after the first empty line.
 ///
 /// `from` is how much was searched before, so that a head arriving byte by byte is read once. A line that ends
-/// without a carriage return is refused here, since `httparse` would take it.
+/// without a carriage return is refused here, before its head is complete.
 pub(crate) fn head_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
     for at in memchr::memchr_iter(b'\n', &bytes[from..]) {
         let end = from + at;
@@ -120,23 +121,10 @@ pub(crate) fn head_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Refus
     Ok(None)
 }
 
-fn refusal(error: httparse::Error, head: &[u8]) -> Refusal {
-    match error {
-        httparse::Error::TooManyHeaders => Refusal::HeadTooLarge,
-        httparse::Error::Version if names_version(head) => Refusal::VersionNotSupported,
-        httparse::Error::Version => Refusal::Malformed("version"),
-        httparse::Error::HeaderName => Refusal::Malformed("field name"),
-        httparse::Error::HeaderValue => Refusal::Malformed("field value"),
-        httparse::Error::NewLine => Refusal::Malformed("line end"),
-        httparse::Error::Status => Refusal::Malformed("status"),
-        httparse::Error::Token => Refusal::Malformed("start line"),
-    }
-}
-
-/// Whether the first line is a request in three words, of which the last is a version of HTTP.
-fn names_version(head: &[u8]) -> bool {
+/// Whether the first line is a request in three words, of which the last is a version of HTTP that is not spoken.
+fn names_other_version(head: &[u8]) -> bool {
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or(&[]);
     let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-    matches!(words.as_slice(), [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]]
-        if major.is_ascii_digit() && minor.is_ascii_digit())
+    matches!(words.as_slice(), [_, _, version @ [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]]
+        if major.is_ascii_digit() && minor.is_ascii_digit() && !matches!(*version, b"HTTP/1.0" | b"HTTP/1.1"))
 }

@@ -1,7 +1,7 @@
 //! Response heads.
 
-use super::fields::{Kind, Space, Summary};
-use super::{Body, FIELDS_MAX, HeadLimits, Refusal, head_end, refusal};
+use super::scan::{self, Field, Fields, Space};
+use super::{Body, HeadLimits, Refusal, head_end};
 
 /// A response head that can be read in one way only.
 #[derive(Debug)]
@@ -14,11 +14,10 @@ pub struct Response<'h, 'b> {
     pub persists: bool,
     /// Length of the head with its empty line.
     pub head_bytes: usize,
-    pub(crate) reason: &'b str,
+    pub(crate) reason: &'b [u8],
     pub(crate) bytes: &'b [u8],
-    pub(crate) fields: &'h [httparse::Header<'b>],
-    pub(crate) kinds: [Kind; FIELDS_MAX],
-    pub(crate) all_end_to_end: bool,
+    pub(crate) fields: &'h [Field],
+    pub(crate) hop_by_hop: bool,
     pub(crate) names_fields: bool,
 }
 
@@ -32,66 +31,112 @@ impl Response<'_, '_> {
 
 /// Parses the head at the start of `bytes`; `None` means that it is not complete.
 ///
-/// `to_head` says that the request was HEAD, whose answer has no body whatever its fields say. Any refusal means
-/// that the backend broke the protocol, and its connection must be closed.
+/// `searched` is how many bytes an earlier call with the same beginning has seen. `to_head` says that the request
+/// was HEAD, whose answer has no body whatever its fields say. Any refusal means that the backend broke the
+/// protocol, and its connection must be closed.
 pub fn parse_response<'h, 'b>(
     bytes: &'b [u8],
     searched: usize,
     to_head: bool,
     limits: &HeadLimits,
-    space: &'h mut Space<'b>,
+    space: &'h mut Space,
 ) -> Result<Option<Response<'h, 'b>>, Refusal> {
-    let Some(head_bytes) = head_end(bytes, searched.saturating_sub(3))? else {
-        return if bytes.len() >= limits.head_bytes { Err(Refusal::HeadTooLarge) } else { Ok(None) };
-    };
-    if head_bytes > limits.head_bytes {
-        return Err(Refusal::HeadTooLarge);
+    // As with requests: what comes in pieces is read once it is whole.
+    if searched > 0 && head_end(bytes, searched.saturating_sub(3))?.is_none() {
+        return incomplete(bytes, limits);
     }
-    let head = &bytes[..head_bytes];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let room = &mut space[..limits.fields.min(FIELDS_MAX)];
-    match config
-        .parse_response_with_uninit_headers(&mut parsed, head, room)
-        .map_err(|error| refusal(error, head))?
-    {
-        httparse::Status::Complete(end) if end == head_bytes && head.starts_with(b"HTTP/") => {}
-        _ => return Err(Refusal::Malformed("head")),
+    match read(bytes, to_head, limits, space)? {
+        Some(response) if response.head_bytes > limits.head_bytes => Err(Refusal::HeadTooLarge),
+        None => incomplete(bytes, limits),
+        read => Ok(read),
     }
-    judge(head, parsed, to_head).map(Some)
+}
+
+fn incomplete<T>(bytes: &[u8], limits: &HeadLimits) -> Result<Option<T>, Refusal> {
+    if bytes.len() >= limits.head_bytes { Err(Refusal::HeadTooLarge) } else { Ok(None) }
+}
+
+fn read<'h, 'b>(
+    bytes: &'b [u8],
+    to_head: bool,
+    limits: &HeadLimits,
+    space: &'h mut Space,
+) -> Result<Option<Response<'h, 'b>>, Refusal> {
+    let Some(line) = Line::read(bytes)? else { return Ok(None) };
+    let read = scan::fields(bytes, line.bytes, line.version, limits.fields, space)?;
+    Ok(read.map(|fields| judge(bytes, &line, fields, to_head)))
+}
+
+/// The first line of a response.
+struct Line<'b> {
+    version: u8,
+    status: u16,
+    reason: &'b [u8],
+    /// Its length with its end.
+    bytes: usize,
+}
+
+impl<'b> Line<'b> {
+    /// `HTTP/1.1 200 OK`; the reason may be missing, and the space before it with it.
+    fn read(bytes: &'b [u8]) -> Result<Option<Self>, Refusal> {
+        const BEGINNING: &[u8] = b"HTTP/1.";
+        let Some(&[.., minor, space, a, b, c]) = bytes.first_chunk::<12>() else {
+            let common = bytes.len().min(BEGINNING.len());
+            let may_be_one = bytes[..common] == BEGINNING[..common];
+            return if may_be_one { Ok(None) } else { Err(Refusal::Malformed("status line")) };
+        };
+        let version = minor.wrapping_sub(b'0');
+        let digits = [a, b, c];
+        if !bytes.starts_with(BEGINNING)
+            || version > 1
+            || space != b' '
+            || !digits.iter().all(u8::is_ascii_digit)
+        {
+            return Err(Refusal::Malformed("status line"));
+        }
+        let status = digits.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'));
+        if !(100..600).contains(&status) {
+            return Err(Refusal::Malformed("status"));
+        }
+        let end = scan::text_end(bytes, 12);
+        match scan::line_end(bytes, end)? {
+            Some(true) => {}
+            Some(false) => return Err(Refusal::Malformed("reason")),
+            None => return Ok(None),
+        }
+        let reason = match &bytes[12..end] {
+            [] => &[],
+            [b' ', reason @ ..] => reason,
+            _ => return Err(Refusal::Malformed("status")),
+        };
+        Ok(Some(Self { version, status, reason, bytes: end + 2 }))
+    }
 }
 
 fn judge<'h, 'b>(
-    head: &'b [u8],
-    parsed: httparse::Response<'h, 'b>,
+    bytes: &'b [u8],
+    line: &Line<'b>,
+    fields: Fields<'h, 'b>,
     to_head: bool,
-) -> Result<Response<'h, 'b>, Refusal> {
-    let (Some(status), Some(version), Some(reason)) = (parsed.code, parsed.version, parsed.reason) else {
-        return Err(Refusal::Malformed("status line"));
-    };
-    if !(100..600).contains(&status) {
-        return Err(Refusal::Malformed("status"));
-    }
-    let fields: &'h [httparse::Header<'b>] = parsed.headers;
-    let mut kinds = [Kind::Plain; FIELDS_MAX];
-    let summary = Summary::of(fields, &mut kinds, version)?;
+) -> Response<'h, 'b> {
+    let &Line { version, status, reason, .. } = line;
+    let Fields { fields, summary, head_bytes } = fields;
     let body = if to_head || status < 200 || status == 204 || status == 304 {
         Body::Empty
     } else {
         summary.body().unwrap_or(Body::UntilClose)
     };
     let persists = summary.persists(version) && body != Body::UntilClose;
-    Ok(Response {
+    Response {
         status,
         version,
         body,
         persists,
-        head_bytes: head.len(),
+        head_bytes,
         reason,
-        bytes: head,
+        bytes: &bytes[..head_bytes],
         fields,
-        kinds,
-        all_end_to_end: summary.all_end_to_end,
+        hop_by_hop: summary.hop_by_hop,
         names_fields: summary.names_fields,
-    })
+    }
 }

@@ -341,9 +341,9 @@ fn judge(
     let upload_complete = expected.whole || !expected.uploading.get();
     let unchunked = meta.version == 0 && matches!(response.body, Body::Chunked(_));
     let client_persists = meta.persists && upload_complete && !unchunked && response.body != Body::UntilClose;
-    let connection = match (client_persists, meta.version) {
-        (false, _) => Some("close"),
-        (true, 0) => Some("keep-alive"),
+    let connection: Option<&[u8]> = match (client_persists, meta.version) {
+        (false, _) => Some(b"close"),
+        (true, 0) => Some(b"keep-alive"),
         (true, _) => None,
     };
     let in_place =

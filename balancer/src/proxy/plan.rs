@@ -90,11 +90,11 @@ fn own_answer(request: &Request<'_, '_>, thread: &Thread, site: &Site) -> Result
     }
     let generation = &site.generation;
     let segment = request.first_segment();
-    let path = request.path.split('?').next().unwrap_or("");
-    let page = match path {
-        "/status" => || (status::JSON, status::json as fn(&_) -> _),
-        "/metrics" => || (status::METRICS, status::metrics as fn(&_) -> _),
-        "/" | "" if generation.catch_all.is_none() => || (status::HTML, status::html as fn(&_) -> _),
+    let query = memchr::memchr(b'?', request.path).unwrap_or(request.path.len());
+    let page = match &request.path[..query] {
+        b"/status" => || (status::JSON, status::json as fn(&_) -> _),
+        b"/metrics" => || (status::METRICS, status::metrics as fn(&_) -> _),
+        b"/" | b"" if generation.catch_all.is_none() => || (status::HTML, status::html as fn(&_) -> _),
         _ => {
             return generation.route(segment).ok_or_else(|| {
                 let names = generation.clusters.iter().map(|cluster| cluster.config.name.as_str());
@@ -102,7 +102,7 @@ fn own_answer(request: &Request<'_, '_>, thread: &Thread, site: &Site) -> Result
             });
         }
     };
-    if !matches!(request.method, "GET" | "HEAD") {
+    if !matches!(request.method, b"GET" | b"HEAD") {
         return Err(Answer::error(405));
     }
     let (content_type, render) = page();

@@ -1,7 +1,5 @@
 //! The candidate that is expected to answer first.
 
-use std::time::{Duration, Instant};
-
 use super::Policy;
 use crate::cluster::View;
 use crate::random::Random;
@@ -11,7 +9,7 @@ use crate::random::Random;
 const TIE_BAND: f64 = 0.05;
 /// How long a thread's copy of the cluster's median is used before it is taken anew; the estimates behind it
 /// change with a time constant of a second.
-const MEDIAN_PERIOD: Duration = Duration::from_millis(20);
+const MEDIAN_PERIOD_NS: u64 = 20_000_000;
 /// The median while nothing is known, in nanoseconds. With one value for all, the policy is least-outstanding.
 const MEDIAN_UNKNOWN_NS: f64 = 1e6;
 
@@ -24,7 +22,8 @@ const MEDIAN_UNKNOWN_NS: f64 = 1e6;
 pub struct ExpectedLatency {
     random: Random,
     median_ns: f64,
-    median_at: Option<Instant>,
+    /// When the median is due to be taken anew.
+    median_due_ns: u64,
     /// Cost and requests in flight per candidate, kept to avoid an allocation per choice.
     costs: Vec<(f64, u32)>,
     known: Vec<f64>,
@@ -36,18 +35,19 @@ impl ExpectedLatency {
         Self {
             random: Random::new(seed),
             median_ns: MEDIAN_UNKNOWN_NS,
-            median_at: None,
+            median_due_ns: 0,
             costs: Vec::new(),
             known: Vec::new(),
         }
     }
 
-    fn refresh_median(&mut self, view: &View, now: Instant) {
-        if self.median_at.is_some_and(|at| now.saturating_duration_since(at) < MEDIAN_PERIOD) {
+    fn refresh_median(&mut self, view: &View, now_ns: u64) {
+        if now_ns < self.median_due_ns {
             return;
         }
         self.known.clear();
-        let estimates = view.backends().iter().map(|backend| backend.estimate(now).latency_per_request_ns);
+        let estimates =
+            view.backends().iter().map(|backend| backend.averages().read(now_ns).latency_per_request_ns);
         self.known.extend(estimates.filter(|&latency| latency > 0.0));
         if self.known.is_empty() {
             return;
@@ -55,14 +55,12 @@ impl ExpectedLatency {
         let middle = (self.known.len() - 1) / 2;
         let (_, median, _) = self.known.select_nth_unstable_by(middle, f64::total_cmp);
         self.median_ns = *median;
-        self.median_at = Some(now);
+        self.median_due_ns = now_ns + MEDIAN_PERIOD_NS;
     }
 
-    fn weigh(&mut self, view: &View, candidates: &[u32], now: Instant) -> f64 {
+    fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
         let mut least = f64::INFINITY;
         self.costs.clear();
-        // All backends count from one epoch, so the time is converted once.
-        let now_ns = view.backends()[candidates[0] as usize].nanoseconds(now);
         for &candidate in candidates {
             let backend = &view.backends()[candidate as usize];
             let in_flight = backend.in_flight();
@@ -75,9 +73,9 @@ impl ExpectedLatency {
 }
 
 impl Policy for ExpectedLatency {
-    fn choose(&mut self, view: &View, candidates: &[u32], now: Instant) -> usize {
-        self.refresh_median(view, now);
-        let bound = self.weigh(view, candidates, now) * (1.0 + TIE_BAND);
+    fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
+        self.refresh_median(view, now_ns);
+        let bound = self.weigh(view, candidates, now_ns) * (1.0 + TIE_BAND);
         let (mut best, mut fewest, mut ties) = (candidates[0], u32::MAX, 0);
         for (&candidate, &(cost, in_flight)) in candidates.iter().zip(&self.costs) {
             if cost > bound || in_flight > fewest {

@@ -1,7 +1,5 @@
 //! The candidate with the fewest requests in flight.
 
-use std::time::Instant;
-
 use super::Policy;
 use crate::cluster::View;
 use crate::random::Random;
@@ -21,7 +19,7 @@ impl LeastOutstanding {
 }
 
 impl Policy for LeastOutstanding {
-    fn choose(&mut self, view: &View, candidates: &[u32], _now: Instant) -> usize {
+    fn choose(&mut self, view: &View, candidates: &[u32], _now_ns: u64) -> usize {
         let start = self.random.below(candidates.len());
         let mut best = candidates[start];
         let (mut fewest, mut ties) = (u32::MAX, 0);

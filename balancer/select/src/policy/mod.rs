@@ -6,7 +6,6 @@ mod round_robin;
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Instant;
 
 pub use expected_latency::ExpectedLatency;
 pub use least_outstanding::LeastOutstanding;
@@ -16,8 +15,9 @@ use crate::cluster::View;
 
 /// Chooses one of several backends. A policy belongs to one thread; what threads share is in the view.
 pub trait Policy: Send {
-    /// Chooses one of `candidates`, which are at least two different positions in the view in rising order.
-    fn choose(&mut self, view: &View, candidates: &[u32], now: Instant) -> usize;
+    /// Chooses one of `candidates`, which are at least two different positions in the view in rising order. `now_ns`
+    /// counts from the epoch of the view's backends and never goes back.
+    fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize;
 }
 
 /// The policies by name.

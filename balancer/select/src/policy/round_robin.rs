@@ -1,7 +1,5 @@
 //! Each candidate in its turn.
 
-use std::time::Instant;
-
 use super::Policy;
 use crate::cluster::View;
 use crate::random::Random;
@@ -22,7 +20,7 @@ impl RoundRobin {
 }
 
 impl Policy for RoundRobin {
-    fn choose(&mut self, _view: &View, candidates: &[u32], _now: Instant) -> usize {
+    fn choose(&mut self, _view: &View, candidates: &[u32], _now_ns: u64) -> usize {
         let next = match self.last {
             None => candidates[self.random.below(candidates.len())],
             Some(last) => *candidates.iter().find(|&&c| c > last).unwrap_or(&candidates[0]),
