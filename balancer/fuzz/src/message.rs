@@ -1,6 +1,6 @@
 //! The balancer's reading of bytes as messages, and what it forwards of them.
 
-use balancer::http::{self, Body, ForwardedFor, NameList, Request, Response, Rules};
+use balancer::http::{self, Body, ForwardedFor, HeadLimits, NameList, Request, Response, Rules};
 
 use super::WIDE;
 
@@ -100,9 +100,9 @@ fn pairs<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<(Vec<u8>
 
 /// The request at the front of `bytes`, if we take it and it is whole.
 #[must_use]
-pub fn our_request(bytes: &[u8]) -> Option<Found> {
+pub fn our_request(bytes: &[u8], limits: &HeadLimits) -> Option<Found> {
     let mut space = http::space();
-    let request = http::parse_request(bytes, 0, &WIDE, &mut space).ok()??;
+    let request = http::parse_request(bytes, 0, limits, &mut space).ok()??;
     let (body, end) = take_body(request.body.clone(), bytes, request.head_bytes)?;
     let slash: &[u8] = if request.path == b"*" || request.path.starts_with(b"/") { b"" } else { b"/" };
     let message = Message {
@@ -120,12 +120,12 @@ pub fn our_request(bytes: &[u8]) -> Option<Found> {
 /// The final answer in `bytes`, which may be behind interim ones, if we take it and it is whole. `bytes` are all that
 /// come before the connection closes.
 #[must_use]
-pub fn our_response(bytes: &[u8], to_head: bool) -> Option<Found> {
+pub fn our_response(bytes: &[u8], to_head: bool, limits: &HeadLimits) -> Option<Found> {
     let mut start = 0;
     loop {
         let mut space = http::space();
         let rest = &bytes[start..];
-        let response = http::parse_response(rest, 0, to_head, &WIDE, &mut space).ok()??;
+        let response = http::parse_response(rest, 0, to_head, limits, &mut space).ok()??;
         // Nobody asked to switch protocols.
         if response.status == 101 {
             return None;
