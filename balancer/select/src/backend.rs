@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::estimate::{Averages, Estimate};
 
+/// Weight of a probe in the average of their latency.
+const PROBE_WEIGHT: f64 = 0.3;
+
 /// Whether a backend may be given requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -43,6 +46,8 @@ pub struct Backend {
     averages: Averages,
     ejected_until_ns: AtomicU64,
     ejections: AtomicU32,
+    /// Average of active probes' latency in nanoseconds, as bits of an `f64`; 0 before the first.
+    probe_latency: AtomicU64,
     down: AtomicBool,
     draining: AtomicBool,
     epoch: Instant,
@@ -60,6 +65,7 @@ impl Backend {
             averages: Averages::default(),
             ejected_until_ns: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
+            probe_latency: AtomicU64::new(0),
             down: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             epoch,
@@ -97,6 +103,20 @@ impl Backend {
         if up && was_down {
             self.readmit();
         }
+    }
+
+    /// Learns how long an active probe took to be answered. Only the policy that goes by probes reads it.
+    pub fn probed(&self, latency: Duration) {
+        let sample = latency.as_nanos() as f64;
+        let old = match self.probe_latency_ns() {
+            0.0 => sample,
+            old => old,
+        };
+        self.probe_latency.store((old + (sample - old) * PROBE_WEIGHT).to_bits(), Relaxed);
+    }
+
+    pub(crate) fn probe_latency_ns(&self) -> f64 {
+        f64::from_bits(self.probe_latency.load(Relaxed))
     }
 
     /// Ends an ejection and forgets the failures that led to it.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Health};
-use crate::policy::{Policy, PolicyKind};
+use crate::policy::{Policy, PolicyKind, Sample};
 
 /// How a request ended, as far as its backend is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,9 +129,15 @@ impl Cluster {
     /// `seed` should differ between threads, or they break ties alike.
     #[must_use]
     pub fn new(view: Arc<View>, policy: PolicyKind, seed: u64) -> Self {
+        Self::with_policy(view, policy.build(seed))
+    }
+
+    /// A picker with a policy of the caller's own.
+    #[must_use]
+    pub fn with_policy(view: Arc<View>, policy: Box<dyn Policy>) -> Self {
         let candidates = Vec::with_capacity(view.backends.len());
         let epoch = view.backends.first().map(|backend| backend.epoch());
-        Self { view, policy: policy.build(seed), candidates, epoch, latest_ns: 0 }
+        Self { view, policy, candidates, epoch, latest_ns: 0 }
     }
 
     #[must_use]
@@ -173,6 +179,15 @@ impl Cluster {
         let now_ns = self.advance(nanoseconds(ticket.epoch, now));
         let backend = &self.view.backends[ticket.backend];
         backend.leave();
+        if outcome != Outcome::Cancelled {
+            let sample = Sample {
+                backend: ticket.backend,
+                latency_ns: ticket.latency_ns(now_ns),
+                in_flight_before: ticket.in_flight_before,
+                failed: outcome == Outcome::Failure,
+            };
+            self.policy.finished(&sample, now_ns);
+        }
         match outcome {
             Outcome::Cancelled => {}
             Outcome::Success => {

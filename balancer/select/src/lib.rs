@@ -13,9 +13,10 @@ mod cluster;
 mod estimate;
 mod policy;
 mod random;
+pub mod sim;
 
 pub use backend::{Backend, Health};
 pub use cluster::{Cluster, Ejection, Outcome, Ticket, View};
 pub use estimate::Estimate;
-pub use policy::{ExpectedLatency, LeastOutstanding, Policy, PolicyKind, RoundRobin, UnknownPolicy};
+pub use policy::{Policy, PolicyKind, Sample, UnknownPolicy};
 pub use random::Random;

@@ -388,6 +388,6 @@ fn every_policy_is_found_by_its_name() {
         assert_eq!(kind.name().parse(), Ok(kind));
     }
     assert_eq!("ours".parse(), Ok(PolicyKind::default()));
-    let unknown = "p2c".parse::<PolicyKind>().expect_err("no such policy").to_string();
+    let unknown = "fastest".parse::<PolicyKind>().expect_err("no such policy").to_string();
     assert!(unknown.contains("least-outstanding"), "{unknown}");
 }

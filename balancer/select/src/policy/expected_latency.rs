@@ -19,7 +19,7 @@ const MEDIAN_UNKNOWN_NS: f64 = 1e6;
 /// Among costs within 5 % of the smallest it takes the fewest in flight, then chance. Compare peak-EWMA (Finagle,
 /// tower), whose sample already contains the queue that its cost multiplies by again.
 #[derive(Debug)]
-pub struct ExpectedLatency {
+pub(crate) struct ExpectedLatency {
     random: Random,
     median_ns: f64,
     /// When the median is due to be taken anew.
@@ -31,7 +31,7 @@ pub struct ExpectedLatency {
 
 impl ExpectedLatency {
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             random: Random::new(seed),
             median_ns: MEDIAN_UNKNOWN_NS,

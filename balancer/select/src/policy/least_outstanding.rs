@@ -7,13 +7,13 @@ use crate::random::Random;
 /// Looks at every candidate, from a random start, and takes one with the fewest requests in flight; ties are
 /// broken evenly at random.
 #[derive(Debug)]
-pub struct LeastOutstanding {
+pub(crate) struct LeastOutstanding {
     random: Random,
 }
 
 impl LeastOutstanding {
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { random: Random::new(seed) }
     }
 }

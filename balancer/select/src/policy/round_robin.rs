@@ -7,14 +7,14 @@ use crate::random::Random;
 /// Takes the candidates one after the other, each thread from a place of its own. Ignores load and latency, so
 /// a slow backend gets as much as a quick one; it is here to compare with.
 #[derive(Debug)]
-pub struct RoundRobin {
+pub(crate) struct RoundRobin {
     random: Random,
     last: Option<u32>,
 }
 
 impl RoundRobin {
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { random: Random::new(seed), last: None }
     }
 }
