@@ -130,7 +130,7 @@ enum Kill {
     /// At a line of the journal: `before:3`.
     Line(&'static str, u64),
     /// During a call.
-    Call { calls: u32, is_carried_out: bool },
+    Call { action: Option<&'static str>, calls: u32, is_carried_out: bool },
     /// After so many milliseconds; what that hits differs from time to time.
     Time(u64),
 }
@@ -141,6 +141,9 @@ impl Story {
         cloud.forbid_duplicates();
         let lab = Lab::new(&cloud);
         self.set_topology(&lab);
+        if self.dice.one_in(3) {
+            self.interrupt_a_launch(&cloud, &lab);
+        }
         for _ in 0..=self.dice.below(STEPS_MAX) {
             self.step(&cloud, &lab);
         }
@@ -174,6 +177,11 @@ impl Story {
         for _ in 0..self.dice.below(3) {
             self.break_something(cloud);
         }
+        // What AWS does every day.
+        if self.dice.one_in(2) {
+            let mut faults = cloud.faults();
+            (faults.hidden_looks, faults.pending_looks, faults.shutting_down_looks) = (4, 2, 2);
+        }
         let kill = if self.dice.one_in(2) { Some(self.kill()) } else { None };
         let stop = ["--provider", "ec2", "recipes/stop.rhai", "--confirm"];
         match self.dice.below(10) {
@@ -194,6 +202,14 @@ impl Story {
             }
             _ => drop(self.run(cloud, lab, &["--provider", "ec2", "--prune", PROVISION], kill)),
         }
+    }
+
+    /// The worst moment of all: AWS has launched, and neither a file nor a listing knows.
+    fn interrupt_a_launch(&mut self, cloud: &Cloud, lab: &Lab) {
+        cloud.faults().hidden_looks = 3 + self.dice.below(4) as u32;
+        let action = Some("RunInstances");
+        let kill = Kill::Call { action, calls: 0, is_carried_out: true };
+        self.run(cloud, lab, &["--provider", "ec2", PROVISION], Some(kill));
     }
 
     fn plan(&mut self, cloud: &Cloud, lab: &Lab) {
@@ -231,8 +247,8 @@ impl Story {
 
     fn aim(&self, cloud: &Cloud, victim: Pid, kill: Option<Kill>) {
         match kill {
-            Some(Kill::Call { calls, is_carried_out }) => {
-                cloud.faults().strike = Some(Strike { victim, calls, is_carried_out });
+            Some(Kill::Call { action, calls, is_carried_out }) => {
+                cloud.faults().strike = Some(Strike { victim, action, calls, is_carried_out });
             }
             Some(Kill::Time(ms)) => {
                 std::thread::sleep(Duration::from_millis(ms));
@@ -244,10 +260,22 @@ impl Story {
     }
 
     fn kill(&mut self) -> Kill {
-        match self.dice.below(5) {
+        match self.dice.below(8) {
             0 => Kill::Time(self.dice.below(700)),
             1 | 2 => Kill::Line(self.dice.pick(&["before", "after"]), 1 + self.dice.below(14)),
-            _ => Kill::Call { calls: self.dice.below(16) as u32, is_carried_out: self.dice.one_in(2) },
+            3 => Kill::Call {
+                action: None,
+                calls: self.dice.below(16) as u32,
+                is_carried_out: self.dice.one_in(2),
+            },
+            _ => {
+                let (action, _) = self.dice.pick(&CHANGING);
+                Kill::Call {
+                    action: Some(action),
+                    calls: self.dice.below(2) as u32,
+                    is_carried_out: !self.dice.one_in(4),
+                }
+            }
         }
     }
 
@@ -258,7 +286,8 @@ impl Story {
         self.tell(format!("fault {fault} ({looks})"));
         match fault {
             0 => cloud.faults().pending_looks = looks,
-            1 => cloud.faults().hidden_looks = looks,
+            // Often longer than the run lives.
+            1 => cloud.faults().hidden_looks = 2 * looks,
             2 => cloud.faults().hidden_groups = looks,
             3 => cloud.faults().shutting_down_looks = looks,
             4 => cloud.faults().lingering_interfaces = looks,
@@ -305,11 +334,11 @@ impl Story {
         }
     }
 
-    /// From now on nothing goes wrong.
+    /// From now on nothing new goes wrong. What is not listed yet stays so.
     fn calm(&mut self, cloud: &Cloud) {
         *cloud.faults() = Default::default();
         cloud.with(|world| {
-            world.machines.iter_mut().for_each(|it| (it.looks, it.hidden, it.lingering) = (0, 0, 0));
+            world.machines.iter_mut().for_each(|it| (it.looks, it.lingering) = (0, 0));
             world.groups.iter_mut().for_each(|it| it.hidden = 0);
         });
     }

@@ -127,12 +127,22 @@ impl Ec2 {
 
     /// A group of our name exists that was not listed: made a moment ago by a labhost that was killed, or foreign.
     async fn adopt_group(&self, name: &str, full: &str, refusal: Refusal) -> Result<Group, Error> {
-        let call =
-            self.client().await?.ec2.describe_security_groups().filters(tags::filter("group-name", [full]));
-        let found = call
-            .send()
-            .await
-            .map_err(|cause| Refusal::of(format!("look at security group {name}"), cause))?;
+        let mut waiting = self.pace.waiting(self.pace.eventual);
+        let found = loop {
+            let call = self
+                .client()
+                .await?
+                .ec2
+                .describe_security_groups()
+                .filters(tags::filter("group-name", [full]));
+            let found = call.send().await;
+            let found =
+                found.map_err(|cause| Refusal::of(format!("look at security group {name}"), cause))?;
+            // It exists, so it will be listed.
+            if !found.security_groups().is_empty() || !waiting.go_on().await {
+                break found;
+            }
+        };
         let ours =
             |group: &&SecurityGroup| tags::map(group.tags()).get(tags::LAB) == Some(&self.lab.as_str());
         found.security_groups().iter().find(ours).and_then(Group::of).ok_or_else(|| {

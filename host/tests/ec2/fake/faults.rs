@@ -56,7 +56,9 @@ pub(crate) struct Faults {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strike {
     pub(crate) victim: rustix::process::Pid,
-    /// Calls that are answered before.
+    /// The action of the call; any when `None`.
+    pub(crate) action: Option<&'static str>,
+    /// Such calls that are answered before.
     pub(crate) calls: u32,
     /// Whether the call itself is carried out.
     pub(crate) is_carried_out: bool,
@@ -71,8 +73,8 @@ impl Strike {
 
 impl Faults {
     /// Counts a call; the strike, when it is its turn.
-    pub(crate) fn next_strike(&mut self) -> Option<Strike> {
-        let strike = self.strike.as_mut()?;
+    pub(crate) fn next_strike(&mut self, action: &str) -> Option<Strike> {
+        let strike = self.strike.as_mut().filter(|it| it.action.is_none_or(|wanted| wanted == action))?;
         if strike.calls == 0 {
             return self.strike.take();
         }

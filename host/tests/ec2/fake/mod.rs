@@ -320,7 +320,7 @@ impl Fake {
         let version = params.take("Version").unwrap_or_default();
         let is_dry = params.flag("DryRun");
         world.calls.push(Call { action: action.clone(), is_dry });
-        let strike = self.faults().next_strike();
+        let strike = self.faults().next_strike(&action);
         if let Some(strike) = strike.filter(|it| !it.is_carried_out) {
             strike.fall();
             return None;
