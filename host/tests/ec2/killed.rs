@@ -31,6 +31,18 @@ fn killed_before_the_answer_is_taken_up_although_nothing_is_listed() {
 }
 
 #[test]
+fn member_that_ends_after_a_lost_answer_is_launched_again_alone() {
+    let cloud = Cloud::start();
+    let lab = launch_whose_answer_nobody_got(&cloud);
+    let (gone, stays) = (cloud.living()[0].id.clone(), cloud.living()[1].id.clone());
+    cloud.kill(&gone);
+    lab.provision().expect(0);
+    assert!(cloud.living().iter().any(|it| it.id == stays));
+    assert_eq!(cloud.living().len(), 3);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn killed_before_the_answer_is_waited_for_by_another_topology() {
     let cloud = Cloud::start();
     let lab = launch_whose_answer_nobody_got(&cloud);
