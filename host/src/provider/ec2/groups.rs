@@ -10,6 +10,9 @@ use super::{
 };
 use crate::{Error, provider::Ingress};
 
+/// What the id of a group begins with that a plan would make.
+pub(super) const PLANNED: &str = "new ";
+
 /// One of the lab's groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
@@ -69,7 +72,11 @@ impl Ec2 {
     pub(super) async fn wanted_rules(&self, name: &str, ingress: &[Ingress]) -> Result<Vec<Rule>, Error> {
         let me = if rules::names_caller(ingress) { Some(self.caller().await?) } else { None };
         let groups = self.groups().await?;
-        let find = |name: &str| groups.iter().find(|group| group.name == name).map(|group| group.id.clone());
+        let planned = self.known().planned_groups.clone();
+        let find = |name: &str| {
+            let there = groups.iter().find(|group| group.name == name).map(|group| group.id.clone());
+            there.or_else(|| planned.contains(name).then(|| format!("{PLANNED}{name}")))
+        };
         rules::wanted(name, ingress, &Meaning { me, group: &find })
     }
 
