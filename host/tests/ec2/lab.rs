@@ -262,10 +262,12 @@ impl Lab {
         self.labhost(&["--provider", "ec2", "recipes/stop.rhai", "--confirm"])
     }
 
-    /// Stops, and asserts by the cloud's own ledger that nothing is left.
+    /// Stops, and asserts by the cloud's own ledger that nothing is left, here neither.
     #[track_caller]
     pub(crate) fn stop_clean(&self, cloud: &Cloud) {
         self.stop().expect(0);
+        let sockets = labhost::identity::runtime_dir(&self.file("artifacts"));
+        assert!(!sockets.exists(), "{} is left", sockets.display());
         assert_eq!(cloud.left(), Vec::<String>::new());
     }
 }
