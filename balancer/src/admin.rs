@@ -1,12 +1,12 @@
 //! The admin socket: what only the balancer's own user may ask.
 //!
-//! A unix socket of mode 0600. `GET /status` and `GET /metrics` as on the public address, and
-//! `POST /clusters/NAME/backends/ID/drain` or `/readmit`. One request per connection, one connection at a time: it
+//! A unix socket of mode 0600. `GET /status` and `GET /metrics` as on the public address,
+//! `POST /clusters/NAME/backends/ID/drain` or `/readmit`, and `POST /handover` for a successor. One request per connection, one connection at a time: it
 //! is for an operator, not for load.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,43 +14,65 @@ use std::time::Duration;
 
 use crate::control::StartError;
 use crate::site::{Member, Shared};
-use crate::{log, status};
+use crate::{handover, log, status};
 
 /// Whoever connects must be done within this, or others wait for it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const HEAD_BYTES_MAX: usize = 8 << 10;
 
-/// The socket's file; removed on drop.
-pub(crate) struct Admin(PathBuf);
-
-impl Drop for Admin {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
-    }
+/// The open socket. Its file is removed on drop, unless a successor has put its own there.
+pub(crate) struct Admin {
+    listener: UnixListener,
+    /// Where the file is now.
+    path: PathBuf,
+    identity: (u64, u64),
 }
 
-/// Opens the socket at `path` and serves it on a thread. A socket that nobody listens on any more is replaced.
-pub(crate) fn open(path: &Path, shared: Arc<Shared>) -> Result<Admin, StartError> {
-    let failed = |problem: String| StartError::Admin { path: path.to_owned(), problem };
-    let place = Place::of(path).map_err(|error| failed(error.to_string()))?;
-    clear(path, &place).map_err(failed)?;
-    let listener = bind(&place).map_err(|error| failed(error.to_string()))?;
-    let admin = Admin(path.to_owned());
-    std::thread::Builder::new()
-        .name("admin".to_owned())
-        .spawn(move || {
+impl Admin {
+    /// Opens a socket that will be at `path` once it is [published](Self::publish). A socket that nobody listens on
+    /// any more does not matter; one that somebody listens on is an error unless it is `replaced`.
+    pub(crate) fn open(path: &Path, replaced: bool) -> Result<Self, StartError> {
+        let failed = |problem: String| StartError::Admin { path: path.to_owned(), problem };
+        check_free(path, replaced).map_err(failed)?;
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let own = PathBuf::from(name);
+        bind(&own).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Moves the socket to `path`, and serves it on a thread.
+    pub(crate) fn publish(mut self, path: &Path, shared: &Arc<Shared>) -> Result<Self, StartError> {
+        let failed =
+            |error: io::Error| StartError::Admin { path: path.to_owned(), problem: error.to_string() };
+        std::fs::rename(&self.path, path).map_err(failed)?;
+        path.clone_into(&mut self.path);
+        let (listener, shared) = (self.listener.try_clone().map_err(failed)?, Arc::clone(shared));
+        let serve = move || {
             for stream in listener.incoming().flatten() {
                 // A client that breaks off is its own problem.
                 let _ = answer(stream, &shared);
             }
-        })
-        .map_err(|error| failed(error.to_string()))?;
-    Ok(admin)
+        };
+        std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map_err(failed)?;
+        Ok(self)
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// A way to a socket's path that fits in an address, which holds 107 bytes; labs lie in deep folders.
-struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     /// Open while `path` leads through its descriptor.
     _folder: Option<OwnedFd>,
@@ -59,7 +81,7 @@ struct Place {
 impl Place {
     const BYTES_MAX: usize = 107;
 
-    fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         if path.as_os_str().len() <= Self::BYTES_MAX {
             return Ok(Self { path: path.to_owned(), _folder: None });
         }
@@ -71,29 +93,39 @@ impl Place {
         let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
         Ok(Self { path, _folder: Some(folder) })
     }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
-/// Removes a socket that a dead balancer left. Anything else at `path` is not ours to remove.
-fn clear(path: &Path, place: &Place) -> Result<(), String> {
+/// Whether `path` may become ours. What is no socket is not ours to replace.
+fn check_free(path: &Path, replaced: bool) -> Result<(), String> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.to_string()),
         Ok(found) if !found.file_type().is_socket() => Err("something that is no socket is there".to_owned()),
-        Ok(_) if UnixStream::connect(&place.path).is_ok() => {
-            Err("another balancer answers there; give each its own `admin`".to_owned())
-        }
-        Ok(_) => std::fs::remove_file(path).map_err(|error| error.to_string()),
+        Ok(_) if replaced => Ok(()),
+        Ok(_) => match Place::of(path).and_then(|place| UnixStream::connect(place.path())) {
+            Ok(_) => Err("another balancer answers there; give each its own `admin`, or take over from it \
+                          with --replace"
+                .to_owned()),
+            Err(_) => Ok(()),
+        },
     }
 }
 
 /// The file is never there with other permissions than 0600: it is made under a mask, before anybody can connect.
-fn bind(place: &Place) -> io::Result<UnixListener> {
+fn bind(path: &Path) -> io::Result<Admin> {
+    let place = Place::of(path)?;
+    // Of a process that had our number and was killed while it started.
+    let _ = std::fs::remove_file(path);
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(&place.path);
+    let listener = UnixListener::bind(place.path());
     rustix::process::umask(before);
     let listener = listener?;
-    std::fs::set_permissions(&place.path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(Admin { listener, identity: identity(path)?, path: path.to_owned() })
 }
 
 fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
@@ -102,6 +134,12 @@ fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     let head = read_head(&mut stream)?;
     let mut words = head.split(' ');
     let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    if (method, path) == ("POST", "/handover") {
+        // A successor takes a while; others need not wait for it.
+        let shared = Arc::clone(shared);
+        let give = move || handover::give(stream, &shared);
+        return std::thread::Builder::new().name("handover".to_owned()).spawn(give).map(drop);
+    }
     let (status, content_type, body) = respond(method, path, shared);
     let length = body.len();
     write!(

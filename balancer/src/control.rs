@@ -1,18 +1,23 @@
 //! The process: start, reload, stop.
 
 use std::io;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::admin::Admin;
 use crate::config::{Config, ConfigError};
 use crate::driver::{self, Driver, DriverChoice};
-use crate::listen::{self, ListenError};
+use crate::handover::{HandoverError, Predecessor};
+use crate::listen::{ListenError, Listeners};
 use crate::signals::{Signal, Signals};
 use crate::site::{Shared, lock};
-use crate::{admin, clock, log, probe, server};
+use crate::successor::Successor;
+use crate::watch::TICK;
+use crate::{clock, log, notify, probe, server};
 
 /// How often the main thread looks whether the others are still there.
 const CHECK: Duration = Duration::from_millis(100);
@@ -20,6 +25,9 @@ const CHECK: Duration = Duration::from_millis(100);
 const LATENCY_PERIOD: Duration = Duration::from_secs(10);
 /// Descriptors beside client and backend connections: listeners, rings, probes, the admin socket, standard streams.
 const DESCRIPTORS_OTHER: u64 = 256;
+/// How long a successor waits for its first probes before it takes over all the same.
+const FIRST_PROBES: Duration = Duration::from_secs(1);
+const FIRST_PROBES_CHECK: Duration = Duration::from_millis(10);
 
 /// Why the balancer does not run.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +36,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     #[error("set up {what}")]
     SetUp { what: &'static str, source: io::Error },
     #[error("admin socket {path}: {problem}")]
@@ -40,28 +50,73 @@ fn set_up(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::SetUp { what, source }
 }
 
-/// Runs the balancer with the configuration at `path` until SIGTERM or SIGINT, and drains. SIGHUP reads the
-/// configuration again.
-pub fn run(path: &Path, choice: DriverChoice) -> Result<(), StartError> {
-    let config = Config::read(path)?;
+/// What a balancer is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// The configuration's file.
+    pub config: PathBuf,
+    pub driver: DriverChoice,
+    /// Take over from the balancer that runs, if one does; the path of its admin socket if it is not that of the
+    /// configuration.
+    pub replace: Option<Option<PathBuf>>,
+}
+
+/// Runs the balancer until SIGTERM, SIGINT or a successor, and drains. SIGHUP reads the configuration again.
+pub fn run(options: &Options) -> Result<(), StartError> {
+    let config = Config::read(&options.config)?;
     let signals = Signals::block().map_err(set_up("signals"))?;
     raise_descriptor_limit(&config);
-    let listeners = match listen::inherited(config.threads)? {
-        Some(listeners) => listeners,
-        None => listen::bind(config.listen, config.threads)?,
-    };
-    let listen = listeners[0].local_addr().map_err(set_up("listener"))?;
-    let admin_path = config.admin.clone();
-    let shared = Arc::new(Shared::new(config, listen));
-    let _admin = admin::open(&admin_path, Arc::clone(&shared))?;
-    let threads = start_threads(listeners, choice, &shared)?;
-    let prober = Arc::clone(&shared);
-    std::thread::Builder::new()
-        .name("probe".to_owned())
-        .spawn(move || probe::run(&prober))
-        .map_err(set_up("probe thread"))?;
+    let (admin_path, thread_count) = (config.admin.clone(), config.threads);
+    let place = options.replace.as_ref().map(|place| place.as_deref().unwrap_or(&admin_path));
+    let mut predecessor = place.map(Predecessor::ask).transpose()?.flatten();
+    let listeners = obtain(&config, predecessor.as_mut())?;
+    let admin = Admin::open(&admin_path, predecessor.is_some() && place == Some(&admin_path))?;
+    let shares = listeners.shares(thread_count).map_err(set_up("listener"))?;
+    let listen = listeners.local_addr().map_err(set_up("listener"))?;
+    let shared = Arc::new(Shared::new(config, listen, listeners));
+    let gate = Arc::new(Barrier::new(thread_count + 1));
+    let threads = start_threads(shares, options.driver, &shared, &gate)?;
+    start_prober(&shared)?;
+    let replaces = predecessor.is_some();
+    if let Some(predecessor) = predecessor {
+        await_first_probes(&shared);
+        predecessor.replace()?;
+    }
+    gate.wait();
+    let admin = admin.publish(&admin_path, &shared);
+    // The predecessor accepts no more, so there is no way back.
+    if let (true, Err(error)) = (replaces, &admin) {
+        log(format_args!("going on without it: {}", Chain(error)));
+    }
+    let _admin = if replaces { admin.ok() } else { Some(admin?) };
     announce(&shared);
-    supervise(path, &signals, &shared, &threads)
+    notify::send("READY=1");
+    supervise(&options.config, &signals, &shared, &threads)
+}
+
+/// The predecessor's listeners if they are where the configuration wants them; else systemd's; else new ones.
+fn obtain(config: &Config, predecessor: Option<&mut Predecessor>) -> Result<Listeners, ListenError> {
+    if let Some(sockets) = predecessor.and_then(|predecessor| predecessor.listeners_at(config.listen)) {
+        return Listeners::adopt(sockets);
+    }
+    match Listeners::inherited()? {
+        Some(listeners) => Ok(listeners),
+        None => Listeners::bind(config.listen, config.threads),
+    }
+}
+
+fn start_prober(shared: &Arc<Shared>) -> Result<(), StartError> {
+    let shared = Arc::clone(shared);
+    let thread = std::thread::Builder::new().name("probe".to_owned()).spawn(move || probe::run(&shared));
+    thread.map(drop).map_err(set_up("probe thread"))
+}
+
+/// A predecessor knows which backends are down, and so should its successor.
+fn await_first_probes(shared: &Shared) {
+    let due = clock::now() + FIRST_PROBES;
+    while clock::now() < due && !shared.generation().members().all(|member| member.probed.load(Relaxed)) {
+        std::thread::sleep(FIRST_PROBES_CHECK);
+    }
 }
 
 fn announce(shared: &Shared) {
@@ -72,16 +127,17 @@ fn announce(shared: &Shared) {
 }
 
 fn start_threads(
-    listeners: Vec<std::net::TcpListener>,
+    shares: Vec<Vec<TcpListener>>,
     choice: DriverChoice,
     shared: &Arc<Shared>,
+    gate: &Arc<Barrier>,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
     let (report, reports) = mpsc::channel();
-    let count = listeners.len();
+    let count = shares.len();
     let mut threads = Vec::with_capacity(count);
-    for (index, listener) in listeners.into_iter().enumerate() {
-        let (shared, report) = (Arc::clone(shared), report.clone());
-        let body = move || serve(listener, choice, shared, index as u64, &report);
+    for (index, listeners) in shares.into_iter().enumerate() {
+        let (shared, report, gate) = (Arc::clone(shared), report.clone(), Arc::clone(gate));
+        let body = move || serve(listeners, choice, shared, index as u64, &report, &gate);
         let thread = std::thread::Builder::new().name(format!("serve-{index}")).spawn(body);
         threads.push(thread.map_err(set_up("serving thread"))?);
     }
@@ -91,19 +147,21 @@ fn start_threads(
     Ok(threads)
 }
 
-/// A ring belongs to the thread that builds it.
+/// A ring belongs to the thread that builds it. Nothing is accepted before the `gate` opens.
 fn serve(
-    listener: std::net::TcpListener,
+    listeners: Vec<TcpListener>,
     choice: DriverChoice,
     shared: Arc<Shared>,
     seed: u64,
     report: &mpsc::Sender<io::Result<Driver>>,
+    gate: &Barrier,
 ) {
     match driver::build(choice) {
         Ok((runtime, driver)) => {
             // The main thread waits for all reports before it does anything else.
             let _ = report.send(Ok(driver.clone()));
-            if let Err(error) = server::run(runtime, &driver, listener, shared, seed) {
+            gate.wait();
+            if let Err(error) = server::run(runtime, &driver, listeners, shared, seed) {
                 log(format_args!("serving thread {seed}: {error}"));
             }
         }
@@ -121,12 +179,18 @@ fn supervise(
     threads: &[JoinHandle<()>],
 ) -> Result<(), StartError> {
     let mut rotated = clock::now();
+    let mut successor = Successor::default();
     loop {
         match signals.next(CHECK) {
             Some(Signal::Reload) => reload(path, shared),
-            Some(Signal::Stop) => return drain(signals, shared, threads),
+            Some(Signal::Replace) => successor.start(&shared.generation().config.admin),
+            Some(Signal::Stop) => shared.drain(),
             None => {}
         }
+        if shared.is_draining() {
+            return drain(signals, shared, threads);
+        }
+        successor.check();
         if threads.iter().any(JoinHandle::is_finished) {
             return Err(StartError::ThreadLost);
         }
@@ -167,14 +231,19 @@ fn reload(path: &Path, shared: &Shared) {
     log(format_args!("reloaded: {} clusters, {backends} backends", generation.clusters.len()));
 }
 
-/// Waits until every client is gone or the time for it is over. A second signal does not wait.
+/// Waits until every client is gone or the time for it is over. Another signal to stop does not wait.
 fn drain(signals: &Signals, shared: &Shared, threads: &[JoinHandle<()>]) -> Result<(), StartError> {
-    shared.draining.store(true, Relaxed);
     log(format_args!("draining"));
-    let due = server::drain_due(shared, clock::now());
-    while threads.iter().any(|thread| !thread.is_finished()) && clock::now() < due {
-        if signals.next(CHECK / 4) == Some(Signal::Stop) {
-            break;
+    if !shared.is_handed_over() {
+        notify::send("STOPPING=1");
+    }
+    // The threads' own time, with what they may be late by, and then that of the last answers.
+    for time in [shared.generation().config.timeouts.drain, server::LAST_ANSWERS + 3 * TICK] {
+        let due = clock::now() + time;
+        while threads.iter().any(|thread| !thread.is_finished()) && clock::now() < due {
+            if signals.next(CHECK / 4) == Some(Signal::Stop) {
+                return Ok(());
+            }
         }
     }
     log(format_args!("stopped"));

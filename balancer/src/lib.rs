@@ -14,8 +14,10 @@ pub mod config;
 mod control;
 mod driver;
 mod error;
+mod handover;
 pub mod http;
 mod listen;
+mod notify;
 mod pool;
 mod probe;
 mod proxy;
@@ -26,11 +28,13 @@ mod site;
 mod socket;
 mod stats;
 mod status;
+mod successor;
 mod thread;
 mod watch;
 
-pub use control::{StartError, run};
+pub use control::{Options, StartError, run};
 pub use driver::DriverChoice;
+pub use handover::HandoverError;
 pub use listen::ListenError;
 
 /// One line on standard error, where a supervisor keeps it.

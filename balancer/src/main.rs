@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use balancer::config::Config;
-use balancer::{DriverChoice, StartError};
+use balancer::{DriverChoice, Options, StartError};
 use clap::Parser;
 
 /// An HTTP/1.1 load balancer: requests for /NAME/... go to the cluster NAME of the configuration.
@@ -25,6 +25,10 @@ struct Arguments {
     /// What to run on.
     #[arg(long, value_enum, default_value_t)]
     driver: DriverChoice,
+    /// Take the listening sockets over from the balancer that runs with the same admin socket, if one does; it then
+    /// drains and exits. SOCKET is its admin socket where that is not the configuration's.
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true)]
+    replace: Option<Option<PathBuf>>,
 }
 
 fn main() -> ExitCode {
@@ -32,7 +36,11 @@ fn main() -> ExitCode {
     let result = if arguments.check {
         Config::read(&arguments.config).map(drop).map_err(StartError::from)
     } else {
-        balancer::run(&arguments.config, arguments.driver)
+        balancer::run(&Options {
+            config: arguments.config,
+            driver: arguments.driver,
+            replace: arguments.replace,
+        })
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,46 +1,63 @@
 //! A thread: accepts connections, starts a task for each, keeps time, drains.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::Duration;
 
 use monoio::net::{TcpListener, TcpStream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::clock;
 use crate::driver::{AnyRuntime, Driver};
 use crate::proxy::{self, Client};
 use crate::site::Shared;
 use crate::thread::Thread;
 use crate::watch::TICK;
+use crate::{clock, listen};
 
 /// Connections over the limit that are being told so; beyond, they are closed without a word.
 const TURNED_AWAY_MAX: usize = 64;
+/// When nobody takes the listeners over, clients that are half way through the handshake have this long to come in:
+/// one round trip to the far side of the world.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(250);
+/// How long requests that came right at the end of the drain time may take.
+pub(crate) const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
-/// Serves `listener` until the process drains and this thread's clients are gone, or the drain time is over.
+/// Serves `listeners` until the process drains and this thread's clients are gone, or the drain time is over.
 pub(crate) fn run(
     mut runtime: AnyRuntime,
     driver: &Driver,
-    listener: std::net::TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     shared: Arc<Shared>,
     seed: u64,
 ) -> io::Result<()> {
     let nonblocking = matches!(driver, Driver::Epoll { .. });
     runtime.block_on(async {
         let thread = Rc::new(Thread::new(shared, seed, clock::now()));
-        let listener = TcpListener::from_std(listener)?;
-        accept_until_draining(&thread, &listener, nonblocking).await;
-        drop(listener);
-        drain(&thread).await;
+        let accepting = Rc::new(Cell::new(listeners.len()));
+        for listener in listeners {
+            let listener = TcpListener::from_std(listener)?;
+            let (thread, accepting) = (Rc::clone(&thread), Rc::clone(&accepting));
+            monoio::spawn(async move {
+                accept_until_draining(&thread, &listener, nonblocking).await;
+                drop(listener);
+                accepting.set(accepting.get() - 1);
+            });
+        }
+        while !thread.shared.is_draining() {
+            monoio::time::sleep(TICK).await;
+            thread.tick(clock::now());
+        }
+        drain(&thread, &accepting).await;
         Ok(())
     })
 }
@@ -48,40 +65,61 @@ pub(crate) fn run(
 /// Readiness is awaited and the accept is a plain system call: an accept that is dropped in a race would lose its
 /// connection, and a batch of them costs one wake-up.
 async fn accept_until_draining(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool) {
-    let mut swept = clock::now();
     while !thread.shared.is_draining() {
-        let ready = monoio::time::timeout(TICK, listener.readable(false)).await;
-        if ready.is_ok() && accept_all(thread, listener, nonblocking).is_err() {
-            // Out of descriptors or memory: the listener stays ready, so asking again at once would spin.
-            monoio::time::sleep(TICK).await;
-        }
-        let now = clock::now();
-        if now.saturating_duration_since(swept) >= TICK {
-            swept = now;
-            thread.tick(now);
-        }
+        accept_within(thread, listener, nonblocking, TICK).await;
     }
-    // What the kernel has accepted already would be reset by the close.
+    // A successor takes what waits in the queue; otherwise the close would reset it.
+    if !thread.shared.is_handed_over() {
+        empty_queue(thread, listener, nonblocking).await;
+    }
+}
+
+/// Accepts everybody who has connected or is about to, and nobody else.
+async fn empty_queue(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool) {
+    // Refused, the wait below is a little less exact.
+    let _ = listen::ignore_new_clients(descriptor(listener));
+    let due = clock::now() + HANDSHAKE_GRACE;
+    loop {
+        let left = due.saturating_duration_since(clock::now());
+        if left.is_zero() {
+            break;
+        }
+        accept_within(thread, listener, nonblocking, left).await;
+    }
     let _ = accept_all(thread, listener, nonblocking);
 }
 
-async fn drain(thread: &Rc<Thread>) {
-    let time = thread.site().generation.config.timeouts.drain;
-    let due = clock::now() + time;
-    while thread.clients.get() > 0 && clock::now() < due {
+async fn accept_within(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool, wait: Duration) {
+    let ready = monoio::time::timeout(wait, listener.readable(false)).await;
+    if ready.is_ok() && accept_all(thread, listener, nonblocking).is_err() {
+        // Out of descriptors or memory: the listener stays ready, so asking again at once would spin.
+        monoio::time::sleep(TICK).await;
+    }
+}
+
+async fn drain(thread: &Rc<Thread>, accepting: &Cell<usize>) {
+    let is_busy = || thread.clients.get() + accepting.get() > 0;
+    let due = clock::now() + thread.site().generation.config.timeouts.drain;
+    while is_busy() && clock::now() < due {
         monoio::time::sleep(TICK / 2).await;
+        thread.tick(clock::now());
+    }
+    // Time is over: nothing more is received from clients. Who is idle is closed; a request that came at the last
+    // moment is still answered.
+    thread.watch.end_requests();
+    let due = clock::now() + LAST_ANSWERS;
+    while is_busy() && clock::now() < due {
+        monoio::time::sleep(TICK / 10).await;
         thread.tick(clock::now());
     }
 }
 
 /// Accepts what is waiting. An error is one that will not pass at once.
 fn accept_all(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool) -> io::Result<()> {
-    // SAFETY: the listener outlives the call, and so its descriptor.
-    let listener = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
     let mut flags = SocketFlags::CLOEXEC;
     flags.set(SocketFlags::NONBLOCK, nonblocking);
     loop {
-        match rustix::net::acceptfrom_with(listener.as_fd(), flags) {
+        match rustix::net::acceptfrom_with(descriptor(listener), flags) {
             Ok((socket, address)) => {
                 let address = address.and_then(|address| SocketAddr::try_from(address).ok());
                 start(thread, socket, address.map(|address| address.ip()))?;
@@ -92,6 +130,11 @@ fn accept_all(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool) ->
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+fn descriptor(listener: &TcpListener) -> BorrowedFd<'_> {
+    // SAFETY: the listener is alive as long as the borrow, and its descriptor is open as long as it is alive.
+    unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) }
 }
 
 fn start(thread: &Rc<Thread>, socket: OwnedFd, address: Option<IpAddr>) -> io::Result<()> {
@@ -137,9 +180,4 @@ impl<F: Future<Output = ()>> Future for Contained<F> {
             Poll::Ready(())
         })
     }
-}
-
-/// The time until which the whole process waits for its threads once it drains.
-pub(crate) fn drain_due(shared: &Shared, now: Instant) -> Instant {
-    now + shared.generation().config.timeouts.drain + 2 * TICK
 }

@@ -11,6 +11,8 @@ pub(crate) enum Signal {
     Reload,
     /// SIGTERM or SIGINT.
     Stop,
+    /// SIGUSR2: start a successor.
+    Replace,
 }
 
 /// The signals that are waited for. Made before any other thread, so that all threads leave them alone.
@@ -23,7 +25,7 @@ impl Signals {
         let (set, error) = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in [libc::SIGHUP, libc::SIGTERM, libc::SIGINT] {
+            for signal in [libc::SIGHUP, libc::SIGTERM, libc::SIGINT, libc::SIGUSR2] {
                 libc::sigaddset(&mut set, signal);
             }
             (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
@@ -39,6 +41,7 @@ impl Signals {
         match unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &timeout) } {
             libc::SIGHUP => Some(Signal::Reload),
             libc::SIGTERM | libc::SIGINT => Some(Signal::Stop),
+            libc::SIGUSR2 => Some(Signal::Replace),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use select::{Backend, Cluster, Health, View};
 use crate::clock;
 use crate::config::{CATCH_ALL, ClusterConfig, Config};
 use crate::driver::Driver;
+use crate::listen::Listeners;
 use crate::pool::Pool;
 use crate::stats::{BackendStats, Totals};
 
@@ -97,7 +98,13 @@ pub(crate) struct Shared {
     pub(crate) listen: SocketAddr,
     pub(crate) totals: Totals,
     /// Set once: stop accepting, close each connection after its next answer.
-    pub(crate) draining: AtomicBool,
+    draining: AtomicBool,
+    /// Set once, before `draining`: a successor accepts.
+    handed_over: AtomicBool,
+    /// For a successor; none any more once this process drains.
+    pub(crate) listeners: Mutex<Option<Listeners>>,
+    /// Held while a successor is starting.
+    pub(crate) succession: Mutex<()>,
     /// What each thread runs on.
     pub(crate) drivers: Mutex<Vec<Driver>>,
     generation: Mutex<Arc<Generation>>,
@@ -107,13 +114,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, listen: SocketAddr) -> Self {
+    pub(crate) fn new(config: Config, listen: SocketAddr, listeners: Listeners) -> Self {
         let started = clock::now();
         Self {
             started,
             listen,
             totals: Totals::default(),
             draining: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
+            listeners: Mutex::new(Some(listeners)),
+            succession: Mutex::default(),
             drivers: Mutex::default(),
             generation: Mutex::new(Arc::new(Generation::build(0, config, &[], started))),
             version: AtomicU64::new(0),
@@ -130,7 +140,24 @@ impl Shared {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.draining.load(Acquire)
+    }
+
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Relaxed)
+    }
+
+    /// Begins to drain, with nobody to take over.
+    pub(crate) fn drain(&self) {
+        // The last holder's close counts, and the threads close theirs when their queues are empty.
+        lock(&self.listeners).take();
+        self.draining.store(true, Release);
+    }
+
+    /// Begins to drain, because a successor has the listeners.
+    pub(crate) fn hand_over(&self) {
+        self.handed_over.store(true, Relaxed);
+        self.drain();
     }
 
     /// Members of no current cluster that still have requests in flight.

@@ -71,6 +71,11 @@ impl Reader {
         result
     }
 
+    /// See [`Watch::end_requests`].
+    pub(crate) fn carries_requests(&self) {
+        self.timer.carries_requests();
+    }
+
     /// A handle on the deadline of this half, to set it while a receive is pending.
     pub(crate) fn deadline(&self) -> Deadline {
         self.timer.deadline()

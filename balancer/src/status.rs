@@ -38,6 +38,7 @@ pub(crate) fn json(shared: &Arc<Shared>) -> String {
     let totals = &shared.totals;
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
         "driver": driver_name(shared),
         "drivers": lock(&shared.drivers).iter().map(ToString::to_string).collect::<Vec<_>>(),
         "policy": generation.config.policy.name(),

@@ -24,6 +24,8 @@ struct Slot {
     due_ms: u64,
     how: Shutdown,
     overdue: bool,
+    /// A client's requests are read here.
+    requests: bool,
 }
 
 /// The slots of one thread.
@@ -68,9 +70,18 @@ impl Watch {
         }
     }
 
+    /// Shuts down all halves on which clients send requests. What they have sent already can still be read.
+    pub(crate) fn end_requests(&self) {
+        for slot in self.slots.borrow().iter().filter(|slot| slot.requests) {
+            // SAFETY: as above; a freed slot is not marked.
+            let fd = unsafe { BorrowedFd::borrow_raw(slot.fd) };
+            let _ = rustix::net::shutdown(fd, slot.how);
+        }
+    }
+
     /// A slot for one half of a socket. The timer must be dropped before the socket is closed.
     pub(crate) fn timer(self: &Rc<Self>, fd: RawFd, how: Shutdown) -> Timer {
-        let slot = Slot { fd, due_ms: NEVER, how, overdue: false };
+        let slot = Slot { fd, due_ms: NEVER, how, overdue: false, requests: false };
         let mut slots = self.slots.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
             slots.push(slot);
@@ -100,6 +111,11 @@ impl Timer {
 
     pub(crate) fn disarm(&self) {
         self.arm_until(NEVER);
+    }
+
+    /// Marks the half on which a client sends its requests; see [`Watch::end_requests`].
+    pub(crate) fn carries_requests(&self) {
+        self.watch.slots.borrow_mut()[self.index].requests = true;
     }
 
     /// Whether the deadline passed and the socket was shut down for it.
@@ -134,7 +150,8 @@ impl Deadline {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        self.disarm();
+        let slot = &mut self.watch.slots.borrow_mut()[self.index];
+        (slot.due_ms, slot.requests) = (NEVER, false);
         self.watch.free.borrow_mut().push(self.index);
     }
 }

@@ -36,6 +36,38 @@ const AMBIGUOUS: &[&[u8]] = &[
     b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \xa0chunked\r\n\r\n0\r\n\r\n",
     b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
     b"POST /app HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked,\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\x0c\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chun\xc2\xadked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer\x00Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nX: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nX: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nX: Transfer-Encoding: y\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    // More malformed lengths.
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 5,\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 5\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 5\x0b\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 5.0\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 5e0\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: \"5\"\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: \xd9\xa5\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999999\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\n12345",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\ncontent-length: 0\r\n\r\n12345",
+    b"POST /app HTTP/1.0\r\nContent-Length: 5\r\nContent-Length: 0\r\n\r\n12345",
+    // Names that CGI's rules turn into one of ours.
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent_Length: 5\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nTransfer_Encoding: chunked\r\n\r\n",
+    b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTRANSFER_ENCODING: chunked\r\n\r\n12345",
+    b"GET /app HTTP/1.1\r\nHost: a\r\nX_Forwarded-For: 127.0.0.1\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a\r\nx-forwarded_proto: https\r\n\r\n",
     // Field syntax.
     b"GET /app HTTP/1.1\r\nHost : a\r\n\r\n",
     b"GET /app HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
@@ -73,11 +105,41 @@ const AMBIGUOUS: &[&[u8]] = &[
     b"GET ftp://a/app HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET http://user@a/app HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET http:///app HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://a:b/app HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://a:80:90/app HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://:80/app HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http:/app HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /app?<x> HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /app?\"x\" HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /app\x7f HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1.1x\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1.10\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/01.1\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1,1\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/+1.1\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1.1\x00\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1.1\r\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1.1 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\r\n\r\n",
+    b"\xef\xbb\xbfGET /app HTTP/1.1\r\nHost: a\r\n\r\n",
     // Host.
     b"GET /app HTTP/1.1\r\n\r\n",
     b"GET /app HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     b"GET /app HTTP/1.1\r\nHost: a b\r\n\r\n",
     b"GET /app HTTP/1.1\r\nHost: a/b\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a\r\nHost:\r\n\r\n",
+    b"GET http://a/app HTTP/1.1\r\n\r\n",
+    b"GET http://a/app HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a:80:90\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a:x\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: :80\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: [::1\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: [::1]x\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a%2fb\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: user@a\r\n\r\n",
+    b"GET /app HTTP/1.1\r\nHost: a?b\r\n\r\n",
 ];
 
 fn parse(bytes: &[u8], searched: usize) -> Result<Option<(Body, usize)>, Refusal> {
@@ -108,7 +170,7 @@ fn ambiguous_heads_are_refused_wherever_they_are_cut() {
 
 #[test]
 fn legal_heads_are_read_alike_wherever_they_are_cut() {
-    let legal: [(&[u8], Body); 7] = [
+    let legal: [(&[u8], Body); 13] = [
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", Body::Empty),
         (b"GET / HTTP/1.0\r\n\r\n", Body::Empty),
         (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", Body::Empty),
@@ -119,6 +181,18 @@ fn legal_heads_are_read_alike_wherever_they_are_cut() {
         ),
         (b"GET / HTTP/1.1\r\nHost: a\r\nEmpty:\r\nTab:\ta\tb\xff\r\n\r\n", Body::Empty),
         (b"OPTIONS * HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", Body::Empty),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 00042\r\n\r\n", Body::Length(42)),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\tchunked \t\r\n\r\n",
+            Body::Chunked(<_>::default()),
+        ),
+        (b"GET HTTPS://a:?b HTTP/1.1\r\nHost: b\r\n\r\n", Body::Empty),
+        (b"GET //app/../x;y='{|}^`\\ HTTP/1.1\r\nHost: a-b_c.example:65535\r\n\r\n", Body::Empty),
+        (b"BREW!#$%&'*+-.^_`|~ / HTTP/1.1\r\nHost: 192.0.2.1\r\nA_b: c\r\n\r\n", Body::Empty),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551615\r\n\r\n",
+            Body::Length(u64::MAX),
+        ),
     ];
     for (bytes, body) in legal {
         for cut in 0..=bytes.len() {
@@ -152,6 +226,10 @@ fn limits_have_statuses_of_their_own() {
     assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: a\r\nA: {long}")), 431);
     assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(40))), 431);
     assert_eq!(status("GET / HTTP/2.0\r\nHost: a\r\n\r\n".to_owned()), 505);
+    for version in ["HTTP/0.9", "HTTP/1.2", "HTTP/1.9", "HTTP/2.0", "HTTP/3.0"] {
+        assert_eq!(status(format!("GET / {version}\r\nHost: a\r\n\r\n")), 505);
+    }
+    assert_eq!(status("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()), 505);
     assert_eq!(status("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()), 405);
     assert_eq!(status("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()), 405);
 }

@@ -44,6 +44,24 @@ pub async fn build(root: &Path, names: &[String]) -> Result<Vec<PathBuf>, Error>
         .collect()
 }
 
+/// The commit that programs are built from, with `+` when its files were changed; `None` where that is not known.
+pub async fn commit(root: &Path) -> Option<String> {
+    if std::env::var_os(PROGRAMS_VARIABLE).is_some() {
+        return None;
+    }
+    let workspace = workspace(root).ok()?;
+    let output = Command::new("git")
+        .args(["describe", "--always", "--exclude=*", "--dirty=+"])
+        .current_dir(workspace)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
 fn prebuilt(dir: &Path, name: &str) -> Result<PathBuf, Error> {
     let path = dir.join(name);
     if !path.is_file() {

@@ -9,15 +9,24 @@ const TRAILER_BYTES_MAX: u32 = 8192;
 /// Hexadecimal digits of a chunk size: 2^60 bytes, which no client sends.
 const SIZE_DIGITS_MAX: u32 = 15;
 /// Names that a trailer must not have, because a recipient that merges trailers into the head would read the
-/// message in another way (RFC 9110, 6.5.1).
-const NOT_IN_TRAILERS: [&[u8]; 7] = [
+/// message in another way (RFC 9110, 6.5.1), or believe a client where it means to believe this proxy.
+const NOT_IN_TRAILERS: [&[u8]; 16] = [
     b"content-length",
     b"transfer-encoding",
     b"host",
     b"connection",
     b"trailer",
     b"content-encoding",
+    b"content-type",
+    b"content-range",
     b"authorization",
+    b"cookie",
+    b"expect",
+    b"te",
+    b"upgrade",
+    b"via",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
 ];
 /// Longest of [`NOT_IN_TRAILERS`]; longer names need not be remembered.
 const NAME_BYTES: usize = 17;

@@ -17,12 +17,18 @@ pub(crate) enum Kind {
     ForwardedFor,
     ForwardedProto,
     Via,
+    /// One of these with `_` for `-`, which applications behind CGI's rules for names cannot tell apart.
+    Disguised,
 }
 
 impl Kind {
     pub(crate) fn of(name: &[u8]) -> Self {
         // Most names are told apart from these by their length, and the rest by their first letter.
         let is = |other: &[u8]| name[0] | 0x20 == other[0] && name.eq_ignore_ascii_case(other);
+        let looks = |other: &[u8]| {
+            let alike = |(n, o): (&u8, &u8)| n.to_ascii_lowercase() == *o || (*n, *o) == (b'_', b'-');
+            name[0] | 0x20 == other[0] && name.iter().zip(other).all(alike)
+        };
         match name.len() {
             2 if is(b"te") => Self::HopByHop,
             3 if is(b"via") => Self::Via,
@@ -38,6 +44,9 @@ impl Kind {
             17 if is(b"x-forwarded-proto") => Self::ForwardedProto,
             18 if is(b"proxy-authenticate") => Self::HopByHop,
             19 if is(b"proxy-authorization") => Self::HopByHop,
+            14 if looks(b"content-length") => Self::Disguised,
+            15 if looks(b"x-forwarded-for") => Self::Disguised,
+            17 if looks(b"transfer-encoding") || looks(b"x-forwarded-proto") => Self::Disguised,
             _ => Self::Plain,
         }
     }
@@ -84,7 +93,7 @@ impl<'b> Summary<'b> {
                 self.chunked = true;
             }
             Kind::Host => {
-                if self.host.is_some() || !value.iter().copied().all(is_host_byte) {
+                if self.host.is_some() || !(value.is_empty() || is_authority(value)) {
                     return Err(Refusal::Malformed("host"));
                 }
                 self.host = Some(value);
@@ -95,6 +104,7 @@ impl<'b> Summary<'b> {
                 self.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
             }
             Kind::HopByHop => self.hop_by_hop = true,
+            Kind::Disguised => return Err(Refusal::Malformed("underscore for a hyphen in a field name")),
             Kind::ForwardedFor | Kind::ForwardedProto | Kind::Via | Kind::Plain => {}
         }
         Ok(())
@@ -154,7 +164,33 @@ fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     })
 }
 
-/// Bytes that can be part of an authority (RFC 3986: unreserved, sub-delims, and `:[]%`).
-pub(crate) fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(&byte)
+/// Whether `value` is a host with or without a port (RFC 3986, 3.2): a name, an address, or an IP literal in brackets.
+/// Percent-encoding and user information are not taken.
+pub(crate) fn is_authority(value: &[u8]) -> bool {
+    const PORT_DIGITS_MAX: usize = 5;
+    let (host, port) = match value.strip_prefix(b"[") {
+        Some(rest) => {
+            let Some(end) = memchr::memchr(b']', rest) else { return false };
+            let is_address = |byte: &u8| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.');
+            if !rest[..end].iter().all(is_address) {
+                return false;
+            }
+            (&rest[..end], &rest[end + 1..])
+        }
+        None => {
+            let end = value.iter().position(|&byte| !is_name_byte(byte)).unwrap_or(value.len());
+            value.split_at(end)
+        }
+    };
+    let is_port = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= PORT_DIGITS_MAX && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    !host.is_empty() && is_port
+}
+
+/// Unreserved bytes and sub-delims.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }

@@ -75,8 +75,9 @@ pub fn write_request(
 ) -> Result<(), Refusal> {
     write_request_line(out, request);
     let mut count = 0;
-    if request.absolute {
-        // RFC 9112, 3.2.2: the target's authority replaces whatever Host says.
+    if request.absolute || request.authority.is_none() {
+        // RFC 9112, 3.2.2: the target's authority replaces whatever Host says; and 3.2: where HTTP/1.0 had none, an
+        // empty one is sent.
         line(out, "Host", request.authority.unwrap_or(b""));
         count += 1;
     }
@@ -99,7 +100,7 @@ fn write_request_line(out: &mut Vec<u8>, request: &Request<'_, '_>) {
 
 fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &[u8], kind: Kind) -> bool {
     match kind {
-        Kind::Plain => rules.dropped.is_empty() || !rules.dropped.contains(name),
+        Kind::Plain | Kind::Disguised => rules.dropped.is_empty() || !rules.dropped.contains(name),
         Kind::ContentLength | Kind::TransferEncoding => true,
         Kind::Host => !request.absolute,
         Kind::ForwardedFor => rules.forwarded_for == ForwardedFor::Off,

@@ -1,6 +1,6 @@
 //! Request heads.
 
-use super::fields::is_host_byte;
+use super::fields::is_authority;
 use super::scan::{self, Field, Fields, Space};
 use super::{Body, HeadLimits, Refusal, head_end, names_other_version};
 
@@ -46,6 +46,11 @@ impl Request<'_, '_> {
         let path = self.path.strip_prefix(b"/").unwrap_or(self.path);
         let end = path.iter().position(|byte| matches!(byte, b'/' | b'?'));
         &path[..end.unwrap_or(path.len())]
+    }
+
+    /// Names as they came and values without the white space around them, in the order of the head.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|field| (field.name(self.bytes), field.value(self.bytes)))
     }
 }
 
@@ -119,7 +124,7 @@ impl<'b> Line<'b> {
             None => return Ok(None),
         }
         let target_start = method_end + 1;
-        let length = bytes[target_start..].iter().position(|byte| !byte.is_ascii_graphic());
+        let length = bytes[target_start..].iter().position(|&byte| !TARGET[usize::from(byte)]);
         let target_end = match length {
             Some(length) if length > 0 && bytes[target_start + length] == b' ' => target_start + length,
             Some(_) => return malformed,
@@ -136,6 +141,18 @@ impl<'b> Line<'b> {
         Ok(Some(Self { method: &bytes[..method_end], target, version, bytes: target_end + 11 }))
     }
 }
+
+/// What a target may have: printable ASCII, but no fragment, and none of what every browser sends encoded (RFC 3986
+/// has no place for it, and recipients disagree on it).
+const TARGET: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        table[byte as usize] = !matches!(byte, b'#' | b'<' | b'>' | b'"');
+        byte += 1;
+    }
+    table
+};
 
 fn judge<'h, 'b>(
     bytes: &'b [u8],
@@ -159,7 +176,8 @@ fn judge<'h, 'b>(
         method,
         path: target.path,
         authority: target.authority.or(summary.host),
-        is_asterisk: target.path == b"*",
+        // RFC 9112, 3.2.4: an absolute target without a path is the absolute form of `*`.
+        is_asterisk: target.path == b"*" || (target.path.is_empty() && method == b"OPTIONS"),
         version,
         body: summary.body().unwrap_or(Body::Empty),
         persists: summary.persists(version),
@@ -178,11 +196,8 @@ struct Target<'b> {
 }
 
 impl<'b> Target<'b> {
-    /// Origin form, absolute form, or `*` for OPTIONS (RFC 9112, 3.2). `target` is printable ASCII.
+    /// Origin form, absolute form, or `*` for OPTIONS (RFC 9112, 3.2). All of `target` is in [`TARGET`].
     fn of(target: &'b [u8], method: &[u8]) -> Result<Self, Refusal> {
-        if target.contains(&b'#') {
-            return Err(Refusal::Malformed("target"));
-        }
         if target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") {
             return Ok(Self { path: target, authority: None });
         }
@@ -194,7 +209,7 @@ impl<'b> Target<'b> {
         }
         let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        if authority.is_empty() || !authority.iter().copied().all(is_host_byte) {
+        if !is_authority(authority) {
             return Err(Refusal::Malformed("target authority"));
         }
         Ok(Self { path, authority: Some(authority) })

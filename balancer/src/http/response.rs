@@ -27,6 +27,11 @@ impl Response<'_, '_> {
     pub fn is_interim(&self) -> bool {
         (100..200).contains(&self.status)
     }
+
+    /// Names as they came and values without the white space around them, in the order of the head.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|field| (field.name(self.bytes), field.value(self.bytes)))
+    }
 }
 
 /// Parses the head at the start of `bytes`; `None` means that it is not complete.

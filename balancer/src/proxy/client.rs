@@ -36,6 +36,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(stream: TcpStream, address: IpAddr, thread: &Rc<Thread>) -> Self {
         let (reader, writer) = socket::split(stream, &thread.watch, Buffer::with_capacity(IDLE_BYTES));
+        reader.carries_requests();
         let head = thread.site().generation.config.timeouts.head;
         Self {
             reader,

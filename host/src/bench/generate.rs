@@ -128,6 +128,7 @@ impl Generator {
         let lane = Lane {
             plan: Arc::clone(plan),
             share,
+            cpu: plan.options.cpus.get(index).copied(),
             address,
             cancel: self.cancel.clone(),
             start: self.start.subscribe(),
@@ -174,6 +175,8 @@ impl Drop for Generator {
 struct Lane {
     plan: Arc<Plan>,
     share: Share,
+    /// Where its thread runs; anywhere when absent.
+    cpu: Option<u16>,
     address: SocketAddr,
     cancel: CancellationToken,
     start: watch::Receiver<Option<Instant>>,
@@ -183,6 +186,7 @@ struct Lane {
 impl Lane {
     /// `None` when cancelled. All connections are closed on return.
     fn run(self, ready: oneshot::Sender<()>) -> Result<Option<Part>, Error> {
+        self.cpu.map_or(Ok(()), limits::pin)?;
         let runtime: LocalRuntime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())

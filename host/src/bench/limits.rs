@@ -1,11 +1,13 @@
 //! What this machine allows the generator: descriptors, local ports, and how much CPU time it used.
 //!
-//! Raises the process's soft descriptor limit when a run needs it, and never lowers it. Changes nothing else.
+//! Raises the process's soft descriptor limit when a run needs it, and never lowers it. Pins a
+//! thread when asked. Changes nothing else.
 
 use std::{fs, time::Duration};
 
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{CpuSet, sched_setaffinity},
     time::{ClockId, clock_gettime},
 };
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,16 @@ pub(super) fn prepare(connections: u64) -> Result<Descriptors, Error> {
 pub(super) fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// Lets the calling thread run on this CPU only. Errors when it may not be used.
+pub(super) fn pin(cpu: u16) -> Result<(), Error> {
+    let mut set = CpuSet::new();
+    set.set(cpu.into());
+    sched_setaffinity(None, &set).map_err(|cause| {
+        wrong(format!("cpus: this process cannot run on CPU {cpu}: {cause}"))
+            .with_hint("`taskset -cp $$` lists the CPUs that it may use")
+    })
 }
 
 /// Whether the soft limit has to be raised to the hard one; an error when that is not enough.

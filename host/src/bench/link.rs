@@ -150,7 +150,7 @@ impl Link {
             let clean = taken.used == self.filled;
             self.filled = 0;
             if taken.done {
-                if !keep_alive || !clean {
+                if !keep_alive || !clean || !plan.options.keepalive {
                     self.stream = None;
                 }
                 return Ok(status);

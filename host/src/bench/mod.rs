@@ -43,7 +43,7 @@ pub use options::{CONNECTIONS_MAX, Mode, Options};
 pub use report::{
     BackendLine, Client, Counts, ErrorLine, Latencies, Quantiles, Report, SCHEMA, Spec, Summary,
 };
-pub use save::{csv, save};
+pub use save::{SavedTable, csv, save, save_table};
 pub use table::table;
 
 /// A resolver that takes longer is broken, and a run with it would measure the resolver.

@@ -2,8 +2,12 @@
 //!
 //! Does not decide how the load is made ([`super::plan`] does) and does not look at the URL.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -61,6 +65,12 @@ options_map! {
         pub headers: BTreeMap<String, String>,
         /// The request's body, at most 1 MiB; by default there is none.
         pub body: Option<String>,
+        /// Closed: whether a connection is used again for the next request; by default true. With false every request
+        /// says `Connection: close` and has a connection of its own, whose making is part of its latency.
+        pub keepalive: bool,
+        /// CPUs of this machine that make the load, one thread pinned to each, for example `[1]`; by default half as many
+        /// threads as it has CPUs, pinned to none.
+        pub cpus: Vec<u16>,
         /// The answer's header field that names the backend; by default `"x-instance-id"`, `""` for no split by backend.
         pub backend_header: String,
         /// What the report calls the target; by default the first segment of the path, or the host and port.
@@ -80,6 +90,8 @@ impl Default for Options {
             method: "GET".to_owned(),
             headers: BTreeMap::new(),
             body: None,
+            keepalive: true,
+            cpus: Vec::new(),
             backend_header: "x-instance-id".to_owned(),
             name: None,
         }
@@ -124,6 +136,7 @@ impl Options {
         if let Some(duration) = self.duration {
             span("duration", duration, DURATION_MAX)?;
         }
+        self.check_cpus()?;
         self.check_message()?;
         self.check_name()
     }
@@ -165,6 +178,18 @@ impl Options {
                     ))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn check_cpus(&self) -> Result<(), Error> {
+        let unique: BTreeSet<_> = self.cpus.iter().collect();
+        match self.cpus.iter().find(|cpu| usize::from(**cpu) >= CpuSet::MAX_CPU) {
+            Some(cpu) => Err(wrong(format!("cpus: there is no CPU {cpu}"))
+                .with_hint("CPUs are counted from 0; `nproc` says how many there are")),
+            None if unique.len() < self.cpus.len() => {
+                Err(wrong("cpus: a CPU is named twice").with_hint("each has one thread of the generator"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -314,6 +339,8 @@ mod tests {
         check(r#"{"mode":"closed","duration": "2h"}"#, "duration");
         check(r#"{"name": "a\nb"}"#, "name");
         check(r#"{"name": ""}"#, "name");
+        check(r#"{"cpus": [60000]}"#, "CPU 60000");
+        check(r#"{"cpus": [1, 1]}"#, "twice");
     }
 
     #[test]

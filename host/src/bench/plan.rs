@@ -45,7 +45,8 @@ pub(super) struct Share {
 }
 
 impl Plan {
-    /// `cores` decides the number of threads: half of them, as the lab itself may run on this machine.
+    /// `cores` decides the number of threads: half of them, as the lab itself may run on this machine. CPUs that the
+    /// options name decide it instead.
     pub(super) fn new(url: &str, options: &Options, cores: usize) -> Result<Self, Error> {
         options.check()?;
         let target = Target::parse(url)?;
@@ -59,6 +60,10 @@ impl Plan {
             Load::Burst => connections,
             Load::Closed { .. } => options.requests.unwrap_or(u64::MAX),
         };
+        let threads = match options.cpus.len() {
+            0 => (cores / 2).max(1),
+            named => named,
+        };
         Ok(Self {
             name: options
                 .name
@@ -67,7 +72,7 @@ impl Plan {
             request: request_bytes(&method, &target, options),
             is_head: method == "HEAD",
             is_idempotent: matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"),
-            shares: split(connections, requests, (cores / 2).max(1) as u64),
+            shares: split(connections, requests, threads as u64),
             options: options.clone(),
             target,
             load,
@@ -108,6 +113,9 @@ fn request_bytes(method: &str, target: &Target, options: &Options) -> Vec<u8> {
     for (name, value) in &options.headers {
         head += &format!("{name}: {value}\r\n");
     }
+    if !options.keepalive {
+        head += "Connection: close\r\n";
+    }
     // RFC 9110, section 8.6: a method that usually has a body says so even when it is empty.
     let body = options.body.as_deref().unwrap_or_default();
     if options.body.is_some() || matches!(method, "POST" | "PUT" | "PATCH") {
@@ -145,6 +153,19 @@ mod tests {
         assert!(text.contains("host: other\r\n") && !text.contains("Host:"), "{text}");
         assert!(text.ends_with("Content-Length: 2\r\n\r\nü"), "{text}");
         assert!(!plan.is_idempotent);
+    }
+
+    #[test]
+    fn a_connection_that_is_not_kept_is_announced() {
+        let text =
+            String::from_utf8(plan(&Options { keepalive: false, ..Options::default() }).request).unwrap();
+        assert!(text.contains("\r\nConnection: close\r\n"), "{text}");
+    }
+
+    #[test]
+    fn named_cpus_decide_the_number_of_threads() {
+        let options = Options { cpus: vec![0, 3, 5], ..Options::default() };
+        assert_eq!(plan(&options).shares.len(), 3);
     }
 
     #[test]

@@ -74,6 +74,17 @@ pub struct Spec {
     pub headers: Vec<String>,
     pub body_bytes: u64,
     pub backend_header: String,
+    /// Whether connections were used for more than one request.
+    #[serde(default = "yes")]
+    pub keepalive: bool,
+    /// The CPUs that the generator was pinned to; empty when it was not.
+    #[serde(default)]
+    pub cpus: Vec<u16>,
+}
+
+/// Reports of schema 1 without the key are of runs that kept their connections.
+fn yes() -> bool {
+    true
 }
 
 /// `scheduled = ok + http_error + transport_error + timeout + unsent`.
@@ -275,6 +286,8 @@ fn spec(plan: &Plan) -> Spec {
         headers: options.headers.keys().cloned().collect(),
         body_bytes: options.body.as_ref().map_or(0, |body| body.len() as u64),
         backend_header: options.backend_header.clone(),
+        keepalive: options.keepalive,
+        cpus: options.cpus.clone(),
     }
 }
 

@@ -3,13 +3,15 @@
 //! Does not read them back.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     compare::{Comparison, compare},
@@ -59,20 +61,57 @@ pub fn csv(reports: &[Report]) -> String {
 /// Errors: of kind `recipe` when `name` is not letters, digits, `.`, `_` and `-`; `internal` when a
 /// file cannot be written.
 pub fn save(reports: &[Report], dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
+    let document = Document { schema: SCHEMA, reports, comparison: compare(reports) };
+    write(&document, &csv(reports), dir, name)
+}
+
+/// As [`save()`], for a table of a recipe's own: JSON with all of it, CSV with its columns in their order.
+pub fn save_table(table: &SavedTable, dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
+    write(table, &table_csv(table), dir, name)
+}
+
+/// What [`save_table`] writes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedTable {
+    pub columns: Vec<String>,
+    pub rows: Vec<BTreeMap<String, Value>>,
+    /// What the reader of the table has to know, in words.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Anything else, such as the single measurements.
+    #[serde(default)]
+    pub details: Value,
+}
+
+fn table_csv(table: &SavedTable) -> String {
+    let line = |fields: Vec<String>| {
+        let fields: Vec<_> = fields.iter().map(|field| quoted(field)).collect();
+        fields.join(",") + "\n"
+    };
+    let field = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    let rows = table.rows.iter().map(|row| table.columns.iter().map(|key| field(row.get(key))).collect());
+    std::iter::once(table.columns.clone()).chain(rows).map(line).collect()
+}
+
+fn write(document: &impl Serialize, csv: &str, dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
         return Err(wrong(format!("{name:?} cannot be part of a file name"))
             .with_hint("use 1 to 100 letters, digits, dots, underscores and hyphens"));
     }
-    let document = Document { schema: SCHEMA, reports, comparison: compare(reports) };
     let mut json =
-        serde_json::to_string_pretty(&document).context(Kind::Internal, || "write JSON".to_owned())?;
+        serde_json::to_string_pretty(document).context(Kind::Internal, || "write JSON".to_owned())?;
     json.push('\n');
     fs::create_dir_all(dir).context(Kind::Internal, || format!("create {}", dir.display()))?;
     let (json_path, csv_path) =
         (dir.join(format!("bench-{name}.json")), dir.join(format!("bench-{name}.csv")));
     replace(&json_path, json.as_bytes())?;
-    replace(&csv_path, csv(reports).as_bytes())?;
+    replace(&csv_path, csv.as_bytes())?;
     Ok((json_path, csv_path))
 }
 
@@ -135,5 +174,24 @@ fn quoted(field: &str) -> String {
         format!("\"{}\"", field.replace('"', "\"\""))
     } else {
         field.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_table_becomes_csv_with_its_columns_in_order() {
+        let table: SavedTable = serde_json::from_value(json!({
+            "columns": ["who", "req/s", "note"],
+            "rows": [{ "req/s": 5, "who": "a, b" }, { "who": "c", "note": null, "more": 1 }],
+        }))
+        .unwrap();
+        assert_eq!(table_csv(&table), "who,req/s,note\n\"a, b\",5,\nc,,\n");
+        assert!(
+            serde_json::from_value::<SavedTable>(json!({ "columns": [], "rows": [], "colums": 1 })).is_err()
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! `bench`: load on an address, and what came of it.
 
-use std::cell::Cell;
+use std::{cell::Cell, path::PathBuf};
 
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
 use serde::Serialize;
@@ -86,6 +86,11 @@ fn reports_of(list: Array) -> Result<Vec<Report>, Error> {
         })
 }
 
+fn saved(run: &Run, (json, csv): (PathBuf, PathBuf)) -> Raw<Map> {
+    let text = |path: PathBuf| Dynamic::from(run.shown(&path));
+    Ok(Map::from([("json".into(), text(json)), ("csv".into(), text(csv))]))
+}
+
 /// Benchmarks.
 #[export_module]
 mod functions {
@@ -127,9 +132,20 @@ mod functions {
         let run = run(&context)?;
         views::make_dir(run.lab.dir())?;
         let reports = reports_of(reports)?;
-        let (json, csv) = bench::save(&reports, run.lab.dir(), name)?;
+        let paths = bench::save(&reports, run.lab.dir(), name)?;
         check_strictly(&run, &reports)?;
-        let text = |path: std::path::PathBuf| Dynamic::from(run.shown(&path));
-        Ok(Map::from([("json".into(), text(json)), ("csv".into(), text(csv))]))
+        saved(&run, paths)
+    }
+    /// Saves a table of a recipe's own as artifacts/bench-NAME.json and .csv: `#{ columns, rows }`, a list of names and
+    /// a list of maps as for `ui::table`, and if wanted `notes`, a list of sentences, and `details`, anything. Returns
+    /// `#{ json, csv }`, their paths.
+    #[rhai_fn(return_raw)]
+    pub fn save_table(context: NativeCallContext, table: Map, name: &str) -> Raw<Map> {
+        let run = run(&context)?;
+        views::make_dir(run.lab.dir())?;
+        let table = serde_json::to_value(Dynamic::from_map(table))
+            .and_then(serde_json::from_value::<bench::SavedTable>)
+            .context(Kind::Recipe, || "bench::save_table".to_owned())?;
+        saved(&run, bench::save_table(&table, run.lab.dir(), name)?)
     }
 }

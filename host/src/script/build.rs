@@ -1,6 +1,6 @@
 //! `build`: the workspace's own programs, built for the instances.
 
-use rhai::{Array, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
+use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
 
 use super::{Run, run};
 use crate::{Error, Kind, programs};
@@ -59,5 +59,14 @@ mod functions {
             .collect::<Result<_, _>>()?;
         let paths = build(&run, &names)?;
         Ok(names.into_iter().zip(paths).map(|(name, path)| (name.into(), path.into())).collect())
+    }
+
+    /// The commit that the programs are built from, for example `3833c6c`, with `+` when files have changed since;
+    /// `()` when the sources are in no git repository, or the programs were built beforehand.
+    #[rhai_fn(return_raw)]
+    pub fn commit(context: NativeCallContext) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        let commit = run.wait(async { Ok(programs::commit(&run.root).await) })?;
+        Ok(commit.map_or(Dynamic::UNIT, Dynamic::from))
     }
 }

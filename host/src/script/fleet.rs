@@ -341,6 +341,12 @@ mod lists {
         service::ensure(&context, hosts_of(hosts)?, options)
     }
 
+    /// Stops and forgets a service on all hosts in parallel; returns how many there were on each.
+    #[rhai_fn(name = "remove_service", return_raw)]
+    pub fn remove_service_all(context: NativeCallContext, hosts: Array, name: &str) -> Raw<Array> {
+        service::remove(&context, hosts_of(hosts)?, name)
+    }
+
     /// Waits until `path` answers on all hosts.
     #[rhai_fn(name = "wait_http", return_raw)]
     pub fn wait_http_all(context: NativeCallContext, hosts: Array, path: &str) -> Raw<Array> {

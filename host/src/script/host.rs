@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
 
-use super::{fleet, options, service};
+use super::{fleet, options, service, usage};
 use crate::{options::Options, options_map, provider::Instance, units::Span};
 
 /// One instance. Cheap to clone; a snapshot taken when the recipe asked for it.
@@ -264,6 +264,21 @@ mod methods {
     #[rhai_fn(return_raw)]
     pub fn service(context: NativeCallContext, host: Host, options: Map) -> Raw<Dynamic> {
         service::ensure(&context, vec![host], options).map(one)
+    }
+
+    /// Stops and forgets a service; one that does not exist is no error. With a final `*`, as in `"test-*"`, all whose
+    /// names begin like that. Returns how many there were.
+    #[rhai_fn(return_raw)]
+    pub fn remove_service(context: NativeCallContext, host: Host, name: &str) -> Raw<Dynamic> {
+        service::remove(&context, vec![host], name).map(one)
+    }
+
+    /// What a service's processes have used since they began: `#{ cpu_s, user_s, system_s, processes, rss_bytes_peak,
+    /// pss_bytes }`. The difference of two calls is what was used in between, within a clock tick (10 ms).
+    /// `rss_bytes_peak` counts shared pages once per process, `pss_bytes` divides them (`()` where that may not be read).
+    #[rhai_fn(return_raw)]
+    pub fn usage(context: NativeCallContext, host: Host, service: &str) -> Raw<Dynamic> {
+        usage::usage(&context, &host, service)
     }
 
     /// The last 50 lines that a service printed.

@@ -31,6 +31,7 @@ mod service;
 mod sessions;
 mod state;
 mod ui;
+mod usage;
 mod wrapup;
 
 pub use host::Host;

@@ -112,6 +112,36 @@ pub(super) fn logs(context: &NativeCallContext<'_>, host: Host, service: &str, o
     Ok(texts.remove(0).into())
 }
 
+/// Removes the service `name`, or with a final `*` all services whose names begin like that. Returns how many there
+/// were on each host.
+pub(super) fn remove(context: &NativeCallContext<'_>, hosts: Vec<Host>, name: &str) -> Raw<Array> {
+    let run = run(context)?;
+    let wanted = name.to_owned();
+    let work = move |session: Session, _| {
+        let wanted = wanted.clone();
+        async move { remove_on(&session, &wanted).await }
+    };
+    let removed = fleet::each_recorded(&run, &hosts, "remove service", json!({ "what": name }), work)?;
+    Ok(removed.into_iter().map(Dynamic::from).collect())
+}
+
+async fn remove_on(session: &Session, wanted: &str) -> Result<i64, Error> {
+    let is_wanted = |name: &str| match wanted.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning),
+        None => name == wanted,
+    };
+    let output = session.run(&Command { check: true, ..Command::new("labhost-service status") }).await?;
+    let listed = answer(&output.stdout)?;
+    let names = listed.as_array().into_iter().flatten().filter_map(|one| one["name"].as_str());
+    let mut count = 0;
+    for name in names.filter(|name| is_wanted(name)) {
+        let line = format!("labhost-service remove {}", quote(name));
+        session.run(&Command { line, check: true, ..Command::default() }).await?;
+        count += 1;
+    }
+    Ok(count)
+}
+
 impl Service {
     async fn ensure_on(&self, session: &Session, host: &Host) -> Result<Ensured, Error> {
         let definition = self.definition(session, host).await?;
@@ -195,12 +225,8 @@ impl Service {
 
     /// `None` when the host does not have the service.
     async fn state(&self, session: &Session) -> Result<Option<String>, Error> {
-        let line = format!("labhost-service status {}", quote(&self.name));
-        let output = session.run(&Command { line, check: false, ..Command::default() }).await?;
-        if output.code != 0 {
-            return Ok(None);
-        }
-        Ok(Some(answer(&output.stdout)?["state"].as_str().unwrap_or("unknown").to_owned()))
+        let status = status_of(session, &self.name).await?;
+        Ok(status.map(|status| status["state"].as_str().unwrap_or("unknown").to_owned()))
     }
 
     async fn not_ready(&self, session: &Session, host: &Host, reason: &str) -> Error {
@@ -212,6 +238,18 @@ impl Service {
             ))
             .with_detail(log)
     }
+}
+
+/// `None` when the host does not have the service.
+async fn status_of(session: &Session, name: &str) -> Result<Option<Value>, Error> {
+    let line = format!("labhost-service status {}", quote(name));
+    let output = session.run(&Command { line, check: false, ..Command::default() }).await?;
+    if output.code == 0 { Ok(Some(answer(&output.stdout)?)) } else { Ok(None) }
+}
+
+/// The service's first process; `None` when it does not run.
+pub(super) async fn pid(session: &Session, name: &str) -> Result<Option<u64>, Error> {
+    Ok(status_of(session, name).await?.and_then(|status| status["pid"].as_u64()))
 }
 
 /// A host's service as seen on the host itself.

@@ -83,18 +83,19 @@ impl Lab {
             ("LABHOST_EC2_USER", "lab"),
             ("LABHOST_EC2_PACE", "0.02"),
         ];
-        Self::with(cloud, &reach)
+        Self::at(cloud.url(), &reach)
     }
 
     /// The same for a cloud of machines, which are reached as EC2's are, from the address `caller`.
     pub(crate) fn on_machines(cloud: &Cloud, caller: &str) -> Self {
-        Self::with(cloud, &[("LABHOST_EC2_PACE", "0.2"), ("LABHOST_MY_IP", caller)])
+        Self::at(cloud.url(), &[("LABHOST_EC2_PACE", "0.2"), ("LABHOST_MY_IP", caller)])
     }
 
-    fn with(cloud: &Cloud, env: &[(&str, &str)]) -> Self {
+    /// The same for any endpoint, with further variables.
+    pub(crate) fn at(url: &str, env: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("ec2lab-").tempdir().unwrap();
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let lab = Self { folder, url: cloud.url().to_owned(), env };
+        let lab = Self { folder, url: url.to_owned(), env };
         fs::create_dir(lab.file("recipes")).unwrap();
         for entry in fs::read_dir(workspace().join("recipes")).unwrap().flatten() {
             if entry.path().is_file() {

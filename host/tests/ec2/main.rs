@@ -10,6 +10,7 @@ mod killed;
 #[expect(dead_code, reason = "the tests on machines use the rest")]
 mod lab;
 mod money;
+mod moto;
 mod names;
 mod plan;
 mod service;
