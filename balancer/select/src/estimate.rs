@@ -14,6 +14,9 @@ const FORGIVE: Duration = Duration::from_secs(2);
 /// What a certain failure costs in the comparison: far above any latency worth balancing on, so that a quick
 /// error never looks like a quick answer.
 const FAILURE_COST_NS: f64 = 1e9;
+/// A sample counts as at most so many times the average: one request with a hundred times the work says little
+/// about its backend. A backend that really became slower is followed all the same, in a few samples more.
+const OUTLIER_FACTOR: f64 = 4.0;
 /// The first samples are averaged evenly, whatever the time between them.
 const WARM_UP_SAMPLES: u32 = 16;
 
@@ -80,7 +83,7 @@ impl Averages {
         }
     }
 
-    /// Learns from one finished request. `latency_ns` is `None` for a failure: its time says nothing about how
+    /// Learns from one finished request, a latency of more than [`OUTLIER_FACTOR`] averages as that. `latency_ns` is `None` for a failure: its time says nothing about how
     /// long an answer takes.
     pub(crate) fn learn(&self, latency_ns: Option<f64>, now_ns: u64) {
         let old = self.read(now_ns);
@@ -90,7 +93,11 @@ impl Averages {
         self.failing.store(if failing < 1e-9 { 0.0 } else { failing }.to_bits(), Relaxed);
         if let Some(sample) = latency_ns {
             let known = old.latency_per_request_ns > 0.0;
-            let weight = if known { weight } else { 1.0 };
+            let (weight, sample) = if known {
+                (weight, sample.min(OUTLIER_FACTOR * old.latency_per_request_ns))
+            } else {
+                (1.0, sample)
+            };
             let latency = old.latency_per_request_ns + (sample - old.latency_per_request_ns) * weight;
             self.latency_ns.store(latency.max(1.0).to_bits(), Relaxed);
         }
@@ -144,6 +151,17 @@ mod tests {
         }
         let latency = averages.read(4 * SECOND_NS).latency_per_request_ns;
         assert!(latency > 9.0 * MS, "{latency}");
+    }
+
+    #[test]
+    fn one_request_of_a_hundred_times_the_work_moves_the_estimate_little() {
+        let averages = Averages::default();
+        for step in 0..200 {
+            averages.learn(Some(MS), step * SECOND_NS / 100);
+        }
+        averages.learn(Some(100.0 * MS), 2 * SECOND_NS);
+        let latency = averages.read(2 * SECOND_NS).latency_per_request_ns;
+        assert!(latency > MS && latency < 1.1 * MS, "{latency}");
     }
 
     #[test]
