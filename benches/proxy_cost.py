@@ -5,9 +5,10 @@
     python3 benches/proxy_cost.py [--connections 64] [--fresh] [--body-bytes N] [--backends N] [--idle N]
 
 Each proxy has one thread on CPU 0; backends and wrk are on CPU 1. In each round every proxy takes its turn, in an
-order that rotates. Prints a Markdown table: medians of requests (or MB) per second, CPU time of the proxy per
-request, p99 and peak resident size, and the medians of the ratios within a round, the balancer's value divided by
-the other's. The ratios are what to quote; single figures swing with the machine.
+order that rotates; a round in which other programs were busy is repeated. Prints a Markdown table: medians of
+requests (and MB) per second, CPU time of the proxy per request, p99 and peak resident size, and the medians of the
+ratios within a round, the balancer's value divided by the other's. The ratios are what to quote; single figures
+swing with the machine.
 
 Backends are eight workers. With --body-bytes or --backends they are one nginx that listens on as many addresses and
 serves a file. --fresh opens a connection per request. --idle N measures no load but the resident size before and
@@ -16,16 +17,16 @@ after N clients have each sent a request and kept their connection.
 Needs Linux, two CPUs, nginx, haproxy and wrk (Debian: nginx-light, haproxy, wrk). Header fields are each proxy's own:
 the balancer adds Via and X-Forwarded-*, nginx replaces Host, HAProxy adds nothing.
 """
-import argparse, json, os, pathlib, platform, re, resource, socket, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, platform, re, resource, signal, socket, statistics, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "target/release"
 WORKERS = 8
 PATH = "/cluster1"
 DEADLINE_S = 20
-# A turn waits until everything else together uses less than this share of the CPUs, for at most so long.
-QUIET_SHARE = 0.1
-QUIET_WAIT_S = 60
+# A round in which others used more of the CPUs than this is not counted, and repeated at most so often.
+FOREIGN_SHARE_MAX = 0.08
+REPEATS_PER_ROUND = 4
 DESCRIPTORS_OTHER = 4096
 
 
@@ -130,7 +131,10 @@ class Processes:
 
 def family(root):
     """A process and its children."""
-    children = open(f"/proc/{root}/task/{root}/children").read().split()
+    try:
+        children = open(f"/proc/{root}/task/{root}/children").read().split()
+    except FileNotFoundError:
+        return []
     return [root] + [pid for child in children for pid in family(int(child))]
 
 
@@ -148,19 +152,17 @@ def memory_mb(root, key):
     return sum(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
-def busy_share(seconds=0.4):
+def foreign_share(processes):
+    """A function that says which share of the CPUs others than we have used since now."""
     def ticks():
-        fields = [int(field) for field in open("/proc/stat").readline().split()[1:]]
-        return sum(fields), fields[3] + fields[4]
-    (all_before, idle_before), _, (all_after, idle_after) = ticks(), time.sleep(seconds), ticks()
-    return 1 - (idle_after - idle_before) / (all_after - all_before)
-
-
-def await_quiet():
-    due = time.monotonic() + QUIET_WAIT_S
-    while busy_share() > QUIET_SHARE:
-        if time.monotonic() > due:
-            return print("the machine is not quiet: the figures are worth little", file=sys.stderr)
+        busy = [int(field) for field in open("/proc/stat").readline().split()[1:9]]
+        ours = sum(os.times()[:4]) + sum(cpu_seconds(process.pid) for process in processes.started)
+        return sum(busy), sum(busy) - busy[3] - busy[4], ours * os.sysconf("SC_CLK_TCK")
+    before = ticks()
+    def share():
+        total, busy, ours = (after - earlier for after, earlier in zip(ticks(), before))
+        return max(0, busy - ours) / max(total, 1)
+    return share
 
 
 def milliseconds(text):
@@ -267,13 +269,23 @@ def run(options, folder, processes):
     if not options.idle:
         for address, root in proxies.values():
             measure(address, root, argparse.Namespace(**{**vars(options), "seconds": 1}))
-    for number in range(rounds):
+    dropped = 0
+    while len(rows["balancer"]) < rounds and dropped < REPEATS_PER_ROUND * rounds:
         order = list(proxies)
-        shift = number % len(order)
-        await_quiet()
-        for name in order[shift:] + order[:shift]:
-            rows[name].append(turn(*proxies[name], options))
-            print(number, name, {key: round(value, 2) for key, value in rows[name][-1].items()}, file=sys.stderr)
+        shift = (len(rows["balancer"]) + dropped) % len(order)
+        share = foreign_share(processes)
+        taken = {name: turn(*proxies[name], options) for name in order[shift:] + order[:shift]}
+        used = 0 if options.idle else share()  # Memory does not depend on it.
+        dropped += used > FOREIGN_SHARE_MAX
+        for name, values in taken.items():
+            if used <= FOREIGN_SHARE_MAX:
+                rows[name].append(values)
+            print(f"{used:.0%} foreign", name, {key: round(value, 2) for key, value in values.items()},
+                  file=sys.stderr)
+    print(f"{len(rows['balancer'])} rounds counted, {dropped} not, since others used more than "
+          f"{FOREIGN_SHARE_MAX:.0%} of the CPUs", file=sys.stderr)
+    if not rows["balancer"]:
+        sys.exit("the machine was never quiet: nothing to report")
     return rows
 
 
@@ -291,6 +303,7 @@ def main():
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     processes = Processes()
     with tempfile.TemporaryDirectory(prefix="proxycost") as name:
         folder = pathlib.Path(name)
