@@ -301,8 +301,12 @@ def main():
     parse.add_argument("--proxies", default=",".join(PROXIES))
     options = parse.parse_args()
 
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A proxy may need two descriptors per client; only root may raise the hard limit.
+    wanted = max(2 * options.idle + DESCRIPTORS_OTHER, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except ValueError:
+        sys.exit(f"--idle {options.idle} needs {wanted} descriptors: raise `ulimit -Hn`, or take fewer")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     processes = Processes()
     with tempfile.TemporaryDirectory(prefix="proxycost") as name:
