@@ -38,8 +38,7 @@ def free_address(host="127.0.0.1"):
 
 def nginx_head(folder, name, connections):
     return f"""worker_processes 1; daemon off; pid {folder}/{name}.pid; error_log {folder}/{name}.err;
-worker_rlimit_nofile {2 * connections + DESCRIPTORS_OTHER};
-events {{ worker_connections {2 * connections + DESCRIPTORS_OTHER}; }}
+events {{ worker_connections {connections + DESCRIPTORS_OTHER}; }}
 """
 
 
@@ -58,6 +57,7 @@ def haproxy_config(folder, listen, backends, connections):
     return f"""global
   nbthread 1
   maxconn {connections + 1000}
+  no strict-limits
 defaults
   mode http
   timeout connect 5s
@@ -166,8 +166,8 @@ def foreign_share(processes):
 
 
 def milliseconds(text):
-    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()
-    return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+    number, unit = re.match(r"([\d.]+)(us|ms|s|m)", text).groups()
+    return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[unit]
 
 
 def measure(address, root, options):
@@ -179,6 +179,8 @@ def measure(address, root, options):
     out = subprocess.run(["taskset", "-c", "1", "wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds}s",
                           "--latency", *close, f"http://{address}{PATH}"], capture_output=True, text=True).stdout
     used = cpu_seconds(root) - before
+    if "99%" not in out or "\n  0 requests" in out:
+        sys.exit(f"{address}: nothing was answered\n{out}")
     failed = re.findall(r"Non-2xx.*|Socket errors.*", out)
     if failed:
         print(f"{address}: {failed}", file=sys.stderr)
@@ -301,12 +303,11 @@ def main():
     parse.add_argument("--proxies", default=",".join(PROXIES))
     options = parse.parse_args()
 
-    # A proxy may need two descriptors per client; only root may raise the hard limit.
-    wanted = max(2 * options.idle + DESCRIPTORS_OTHER, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-    except ValueError:
-        sys.exit(f"--idle {options.idle} needs {wanted} descriptors: raise `ulimit -Hn`, or take fewer")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < options.idle + DESCRIPTORS_OTHER:
+        sys.exit(f"--idle {options.idle} needs {options.idle + DESCRIPTORS_OTHER} descriptors, there are {hard}: "
+                 "raise `ulimit -Hn`, or take fewer")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     processes = Processes()
     with tempfile.TemporaryDirectory(prefix="proxycost") as name:
