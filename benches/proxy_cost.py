@@ -166,7 +166,7 @@ def foreign_share(processes):
 
 
 def milliseconds(text):
-    number, unit = re.match(r"([\d.]+)(us|ms|s|m)", text).groups()
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[unit]
 
 
@@ -186,7 +186,7 @@ def measure(address, root, options):
         print(f"{address}: {failed}", file=sys.stderr)
     done, took = re.search(r"(\d+) requests in ([\d.]+)s", out).groups()
     done, took = int(done), float(took)
-    p99 = milliseconds(re.search(r"99%\s+(\S+)", out).group(1))
+    p99 = milliseconds(re.search(r"^ +99% +(\S+)", out, re.M).group(1))
     return {"requests/s": done / took, "CPU us/request": used / max(done, 1) * 1e6, "p99 ms": p99,
             "MB/s": done * options.body_bytes / took / 1e6, "peak MB": memory_mb(root, "VmHWM")}
 
