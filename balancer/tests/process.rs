@@ -256,23 +256,6 @@ on_both_drivers! {
 }
 
 #[test]
-fn ring_has_the_flags_that_make_it_cheap() {
-    if !common::has_io_uring() {
-        return eprintln!("skipped: this kernel gives no ring");
-    }
-    let balancer = Balancer::start("auto", config_over(&[], json!({})));
-    assert!(balancer.wait_log(&["listening"]).contains("coop_taskrun"));
-    assert_eq!(balancer.status()["driver"], "io_uring");
-    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", balancer.pid())).expect("its descriptors");
-    let rings = descriptors
-        .flatten()
-        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
-        .filter(|target| target.to_string_lossy().contains("io_uring"))
-        .count();
-    assert_eq!(rings, 2, "one per thread");
-}
-
-#[test]
 fn idle_balancer_is_small() {
     let balancer = Balancer::start("auto", config_over(&[], json!({})));
     let status = std::fs::read_to_string(format!("/proc/{}/status", balancer.pid())).expect("its status");

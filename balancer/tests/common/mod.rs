@@ -94,10 +94,15 @@ impl Balancer {
     }
 
     pub fn try_start(driver: &str, config: serde_json::Value) -> Option<Self> {
+        Self::try_launch(Command::new(env!("CARGO_BIN_EXE_balancer")), driver, config)
+    }
+
+    /// Starts `command`, which is the program or becomes it with the arguments that are added.
+    pub fn try_launch(mut command: Command, driver: &str, config: serde_json::Value) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("balancer.json");
         std::fs::write(&path, config.to_string()).expect("write the configuration");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_balancer"))
+        let mut child = command
             .args(["--driver", driver, "--config"])
             .arg(&path)
             .stdin(Stdio::null())
