@@ -11,6 +11,7 @@ mod lost;
 mod mistakes;
 mod newcomer;
 mod shared;
+mod shootout;
 mod support;
 mod topology;
 mod unreachable;
