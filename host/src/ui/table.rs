@@ -5,8 +5,11 @@ use serde_json::{Map, Value};
 /// The widest cell shown; longer text is cut with an ellipsis, so that one field cannot ruin a table.
 const CELL_CHARS_MAX: usize = 60;
 
+/// Numbers with more decimals than this were not made for reading, and are shown as they are.
+const DECIMALS_MAX: usize = 3;
+
 /// Renders rows, which are JSON objects. `columns` come first and in this order; without any, all keys are shown,
-/// sorted. Numbers are aligned to the right.
+/// sorted. Numbers are aligned to the right, with the same number of decimals in a column.
 #[must_use]
 pub fn render(rows: &[Value], columns: &[String]) -> String {
     let all = columns.is_empty();
@@ -18,14 +21,17 @@ pub fn render(rows: &[Value], columns: &[String]) -> String {
             columns.push(key);
         }
     }
-    let cells: Vec<Vec<String>> =
+    let mut cells: Vec<Vec<String>> =
         objects.iter().map(|row| columns.iter().map(|key| cell(row.get(*key))).collect()).collect();
-    let widths: Vec<usize> = (0..columns.len())
-        .map(|n| cells.iter().map(|row| chars(&row[n])).chain([chars(columns[n])]).max().unwrap_or(0))
-        .collect();
     let numeric: Vec<bool> = columns
         .iter()
         .map(|key| objects.iter().all(|row| row.get(*key).is_none_or(Value::is_number)))
+        .collect();
+    for n in (0..columns.len()).filter(|n| numeric[*n]) {
+        pad_decimals(&mut cells, n);
+    }
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|n| cells.iter().map(|row| chars(&row[n])).chain([chars(columns[n])]).max().unwrap_or(0))
         .collect();
     let mut text = line(&columns, &widths, &numeric);
     for row in &cells {
@@ -43,6 +49,20 @@ fn line(cells: &[impl AsRef<str>], widths: &[usize], numeric: &[bool]) -> String
         text.push_str(&if *numeric { space + cell } else { cell.to_owned() + space.as_str() });
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// Gives all numbers of a column as many decimals as the one with the most has.
+fn pad_decimals(cells: &mut [Vec<String>], column: usize) {
+    let decimals = |text: &str| text.split_once('.').map_or(0, |(_, digits)| digits.len());
+    let most = cells.iter().map(|row| decimals(&row[column])).max().unwrap_or(0);
+    if most == 0 || most > DECIMALS_MAX {
+        return;
+    }
+    for cell in cells.iter_mut().map(|row| &mut row[column]) {
+        if let Ok(number) = cell.parse::<f64>() {
+            *cell = format!("{number:.most$}");
+        }
+    }
 }
 
 fn cell(value: Option<&Value>) -> String {
@@ -76,6 +96,17 @@ mod tests {
     #[test]
     fn named_columns_are_shown_in_their_order() {
         assert_eq!(render(&[json!({"a": 1, "b": 2, "c": 3})], &["c".into(), "a".into()]), "  c  a\n  3  1\n");
+    }
+
+    #[test]
+    fn numbers_of_a_column_have_the_same_decimals() {
+        let text =
+            render(&[json!({"a": 1.0}), json!({"a": 12.25}), json!({"a": 3}), json!({})], &["a".into()]);
+        assert_eq!(text, "      a\n   1.00\n  12.25\n   3.00\n      -\n");
+        assert_eq!(
+            render(&[json!({"a": 0.12345}), json!({"a": 1})], &[]),
+            "        a\n  0.12345\n        1\n"
+        );
     }
 
     #[test]

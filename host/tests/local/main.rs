@@ -4,3 +4,4 @@ mod lab;
 mod life;
 mod services;
 mod ssh;
+mod wiped;

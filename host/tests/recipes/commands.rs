@@ -7,13 +7,16 @@ use crate::support::{Lab, Running};
 #[test]
 fn check_reads_every_recipe_of_the_repository() {
     let lab = Lab::new();
-    for name in ["bootstrap", "provision", "run", "bench", "stop", "topology"] {
+    for name in ["bootstrap", "provision", "run", "bench", "stop", "topology", "shootout", "contenders"] {
         let recipe = format!("recipes/{name}.rhai");
         lab.labhost(&["check", &recipe]).expect(0).expect_says("no mistakes found in").expect_says(&recipe);
     }
     lab.labhost(&["check", "recipes/run.rhai"])
         .expect_says("recipes/provision.rhai")
         .expect_says("recipes/topology.rhai");
+    lab.labhost(&["check", "recipes/shootout.rhai"])
+        .expect_says("recipes/contenders.rhai")
+        .expect_says("recipes/lib/shootout.rhai");
     lab.assert_nothing_left();
 }
 

@@ -12,6 +12,7 @@ mod mistakes;
 mod newcomer;
 mod restart;
 mod shared;
+mod shootout;
 mod support;
 mod topology;
 mod unreachable;

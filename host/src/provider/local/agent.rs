@@ -181,7 +181,7 @@ impl Agent {
         lab.roster.save(&self.place)?;
         let machines: Vec<_> = ids.iter().filter_map(|id| lab.machines.remove(id)).collect();
         shut_down_all(machines, TERMINATE_GRACE).await;
-        let marks: Vec<_> = ids.iter().map(|id| machine::mark(id)).collect();
+        let marks: Vec<_> = ids.iter().map(|id| machine::mark(&self.place, id)).collect();
         let left = process::kill_marked(&marks);
         for id in &ids {
             let directory = self.place.instance(id);

@@ -25,6 +25,7 @@ use russh::keys::{
 };
 
 use super::{
+    mark::{self, Mark},
     place::Place,
     process::Surroundings,
     record::{InstanceFile, write_atomic},
@@ -86,7 +87,7 @@ impl Machine {
     ) -> io::Result<Self> {
         let home = place.instance(&instance.id);
         let address = instance.private_ip.ok_or_else(|| io::Error::other("it has no address"))?;
-        let around = surroundings(place, instance);
+        let around = surroundings(place, instance)?;
         let services = Supervisor::new(&home, around.clone());
         let guest = Guest { id: instance.id.clone(), home, around, keys, key_name: key_name.to_owned() };
         let machine = Self { guest: Arc::new(guest), address, server: Mutex::default(), services };
@@ -139,13 +140,14 @@ impl Machine {
     }
 }
 
-/// The environment entry that marks every process of an instance.
-pub(super) fn mark(id: &str) -> String {
-    format!("INSTANCE_ID={id}")
+/// What every process of an instance has.
+pub(super) fn mark(place: &Place, id: &str) -> Mark {
+    Mark::of_instance(format!("INSTANCE_ID={id}"), place.instance(id))
 }
 
-fn surroundings(place: &Place, instance: &Instance) -> Surroundings {
-    let root = place.instance(&instance.id).join("root");
+fn surroundings(place: &Place, instance: &Instance) -> io::Result<Surroundings> {
+    let home = place.instance(&instance.id);
+    let root = home.join("root");
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let env = [
         ("HOME", text(&root)),
@@ -158,7 +160,11 @@ fn surroundings(place: &Place, instance: &Instance) -> Surroundings {
         (crate::identity::MARK, place.lab.clone()),
         ("LABHOST_AGENT", text(&place.socket())),
     ];
-    Surroundings { root, env: env.map(|(name, value)| (name.to_owned(), value)).to_vec() }
+    Ok(Surroundings {
+        root,
+        env: env.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        descriptor: Arc::new(mark::descriptor(&home)?),
+    })
 }
 
 /// Makes the directory of a new instance. After an error its directory may be there in part.

@@ -46,6 +46,7 @@ mod guest;
 mod keeper;
 mod log;
 mod machine;
+mod mark;
 mod place;
 mod process;
 mod pty;
@@ -257,7 +258,7 @@ impl Local {
     }
 
     fn is_agent(&self, pid: u32) -> bool {
-        process::carries(pid, &[self.place.mark()])
+        self.place.mark().is_on(pid)
     }
 
     /// The process that holds the agent's lock, if any does.

@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::mark::Mark;
 use crate::{Error, Kind, error::Context, identity};
 
 /// In the runtime directory: the X of the lab's addresses 127.77.X.Y.
@@ -89,9 +90,9 @@ impl Place {
             .collect()
     }
 
-    /// The environment entry that marks every process of this lab.
-    pub(super) fn mark(&self) -> String {
-        format!("{}={}", identity::MARK, self.lab)
+    /// What every process of this lab has.
+    pub(super) fn mark(&self) -> Mark {
+        Mark::of_lab(format!("{}={}", identity::MARK, self.lab), self.local())
     }
 
     /// Creates the runtime directory, private to this user.

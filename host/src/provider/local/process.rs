@@ -1,26 +1,25 @@
-//! Processes of instances: started in surroundings of their own, signalled as a group, found again by the
-//! mark in their environment.
+//! Processes of instances: started in surroundings of their own, signalled as a group, found again by their mark.
 //!
 //! A child dies with the agent (`PR_SET_PDEATHSIG`), which the kernel ties to the thread that forked: the
 //! agent therefore starts all children on its main thread. What a child starts itself is found by its
-//! environment instead. This module waits for nobody.
+//! mark instead. This module waits for nobody.
 
 use std::{
     ffi::OsStr,
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::fd::OwnedFd,
     path::PathBuf,
     process::{ExitStatus, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use rustix::process::{PidfdFlags, Signal};
 
-use super::place::uid;
-
-/// The largest environment that is searched for a mark; the kernel's own limit is of this order.
-const ENVIRON_BYTES_MAX: u64 = 4 << 20;
+use super::mark::Mark;
 
 /// How long [`kill_marked`] goes on when new processes keep appearing.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -30,6 +29,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Surroundings {
     pub(super) root: PathBuf,
     pub(super) env: Vec<(String, String)>,
+    /// See [`super::mark::descriptor`].
+    pub(super) descriptor: Arc<OwnedFd>,
 }
 
 /// A command in its own session and process group, with null for its standard streams.
@@ -48,14 +49,17 @@ pub(super) fn command<A: AsRef<OsStr>>(
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let agent = rustix::process::getpid();
+    let descriptor = around.descriptor.clone();
     // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
-    unsafe { command.pre_exec(move || settle(agent)) };
+    unsafe { command.pre_exec(move || settle(agent, &descriptor)) };
     command
 }
 
 /// Runs in the child before it becomes the program.
-fn settle(agent: rustix::process::Pid) -> io::Result<()> {
+fn settle(agent: rustix::process::Pid, descriptor: &OwnedFd) -> io::Result<()> {
     rustix::process::setsid()?;
+    // From here on it stays open in all that the program starts.
+    rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // The agent may have died before the line above took effect.
@@ -118,9 +122,8 @@ pub(super) struct Found {
     pub(super) name: String,
 }
 
-/// This user's processes whose environment holds exactly one of the marks (`NAME=VALUE`), except this process
-/// and the ones it descends from.
-pub(super) fn marked(marks: &[String]) -> Vec<Found> {
+/// The processes with one of the marks, except this process and the ones it descends from.
+pub(super) fn marked(marks: &[Mark]) -> Vec<Found> {
     let spared = ancestors();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -134,7 +137,7 @@ pub(super) fn marked(marks: &[String]) -> Vec<Found> {
 /// Kills all processes with one of the marks, again and again until all have ended; returns those that stay.
 ///
 /// Blocks for up to five seconds when processes appear faster than they can be killed.
-pub(super) fn kill_marked(marks: &[String]) -> Vec<Found> {
+pub(super) fn kill_marked(marks: &[Mark]) -> Vec<Found> {
     let deadline = Instant::now() + KILL_PATIENCE;
     let mut killed = Vec::new();
     loop {
@@ -175,18 +178,8 @@ pub(super) fn kill_if(pid: u32, is_meant: impl Fn(u32) -> bool) {
     }
 }
 
-/// Whether the process is this user's and has one of the marks. A zombie has none: its environment is empty.
-pub(super) fn carries(pid: u32, marks: &[String]) -> bool {
-    use std::io::Read;
-    let directory = format!("/proc/{pid}");
-    if fs::metadata(&directory).map_or(true, |meta| meta.uid() != uid()) {
-        return false;
-    }
-    let mut environ = Vec::new();
-    let read = fs::File::open(format!("{directory}/environ"))
-        .and_then(|file| file.take(ENVIRON_BYTES_MAX).read_to_end(&mut environ));
-    read.is_ok()
-        && environ.split(|byte| *byte == 0).any(|entry| marks.iter().any(|mark| entry == mark.as_bytes()))
+fn carries(pid: u32, marks: &[Mark]) -> bool {
+    marks.iter().any(|mark| mark.is_on(pid))
 }
 
 fn name_of(pid: u32) -> String {
@@ -211,22 +204,25 @@ pub(super) fn raise_descriptor_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::local::mark;
 
     fn around(mark: &str) -> Surroundings {
         let (name, value) = mark.split_once('=').unwrap();
-        Surroundings { root: "/".into(), env: vec![(name.to_owned(), value.to_owned())] }
+        let descriptor = Arc::new(mark::descriptor("/".as_ref()).unwrap());
+        Surroundings { root: "/".into(), env: vec![(name.to_owned(), value.to_owned())], descriptor }
     }
 
     #[tokio::test]
     async fn marked_processes_are_found_and_killed() {
-        let marks = [format!("LABHOST_LAB=test-{}", std::process::id())];
-        let mut child = command("/bin/sleep", &["60"], &around(&marks[0])).spawn().unwrap();
+        let entry = format!("LABHOST_LAB=test-{}", std::process::id());
+        let marks = [Mark::of_lab(entry.clone(), "/none".into())];
+        let mut child = command("/bin/sleep", &["60"], &around(&entry)).spawn().unwrap();
         let pid = child.id().unwrap();
         while marked(&marks).is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(marked(&marks)[0].pid, pid);
-        assert!(marked(&[format!("{}0", marks[0])]).is_empty());
+        assert!(marked(&[Mark::of_lab(format!("{entry}0"), "/none".into())]).is_empty());
         assert!(kill_marked(&marks).is_empty());
         assert_eq!(exit_code(child.wait().await.unwrap()), 128 + 9);
     }

@@ -30,12 +30,7 @@ impl Lab {
     /// The repository's recipes with a topology of one worker and one balancer; nothing runs yet.
     pub(crate) fn new() -> Self {
         let lab = Self { folder: tempfile::Builder::new().prefix("lab-").tempdir().unwrap() };
-        fs::create_dir(lab.file("recipes")).unwrap();
-        for entry in fs::read_dir(programs::workspace().join("recipes")).unwrap().flatten() {
-            if entry.path().is_file() {
-                fs::copy(entry.path(), lab.file("recipes").join(entry.file_name())).unwrap();
-            }
-        }
+        copy_files(&programs::workspace().join("recipes"), &lab.file("recipes"));
         lab.set_topology(&[WORKER, BALANCER]);
         lab
     }
@@ -197,10 +192,17 @@ impl Lab {
         runtime_dir(&self.folder.path().canonicalize().unwrap().join("artifacts"))
     }
 
-    /// All processes that carry the lab's mark: the agent, services, commands.
+    /// All processes that carry the lab's mark: the agent, services, commands, and what these started even when it
+    /// has wiped its environment.
     pub(crate) fn processes(&self) -> Vec<Found> {
         let id = self.runtime().file_name().unwrap().to_string_lossy().into_owned();
-        processes(&Watch::Environment(format!("LABHOST_LAB={id}")))
+        let mut found = processes(&Watch::Environment(format!("LABHOST_LAB={id}")));
+        let local = self.folder.path().canonicalize().unwrap().join("artifacts/local");
+        let holders = processes(&Watch::Descriptor(local.join("i-").display().to_string()));
+        found.extend(holders.into_iter().filter(|it| it.pid != std::process::id()));
+        found.sort_by_key(|it| it.pid);
+        found.dedup();
+        found
     }
 
     /// The agent's process, if one runs.
@@ -257,6 +259,19 @@ impl Lab {
         // A connection's `ssh` ends by itself when the server is gone.
         let ssh = Watch::Command(self.artifacts().display().to_string());
         until("no ssh of the lab is left", || processes(&ssh).is_empty().then_some(()));
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_files(&path, &copy);
+        } else {
+            fs::copy(path, copy).unwrap();
+        }
     }
 }
 

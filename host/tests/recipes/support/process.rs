@@ -26,6 +26,8 @@ pub(crate) enum Watch {
     Environment(String),
     /// This text in its command line.
     Command(String),
+    /// An open file or folder whose path begins with this text.
+    Descriptor(String),
 }
 
 /// All processes that fit, zombies excluded.
@@ -44,6 +46,9 @@ fn look_at(pid: u32, watch: &Watch) -> Option<Found> {
     let fits = match watch {
         Watch::Environment(entry) => read("environ")?.split('\0').any(|one| one == entry),
         Watch::Command(text) => command.contains(text),
+        Watch::Descriptor(beginning) => fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().any(|it| {
+            fs::read_link(it.path()).is_ok_and(|target| target.to_string_lossy().starts_with(beginning))
+        }),
     };
     fits.then_some(Found { pid, command })
 }
