@@ -1,9 +1,9 @@
 //! One backend as all threads see it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::estimate::{Averages, Estimate};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Weight of a probe in the average of their latency.
 const PROBE_WEIGHT: f64 = 0.3;
@@ -155,9 +155,18 @@ impl Backend {
         &self.averages
     }
 
+    /// Whether it was ejected after `limit` failures in a row and has not had a success since.
+    pub(crate) fn is_on_trial(&self, limit: u32) -> bool {
+        limit > 0 && self.failures_in_row.load(Relaxed) >= limit && self.ejections.load(Relaxed) > 0
+    }
+
     /// Counts one more request and returns how many were there before.
-    pub(crate) fn enter(&self) -> u32 {
-        self.in_flight.fetch_add(1, Relaxed)
+    pub(crate) fn enter(&self, now_ns: u64) -> u32 {
+        let before = self.in_flight.fetch_add(1, Relaxed);
+        if before == 0 {
+            self.averages.busy(now_ns);
+        }
+        before
     }
 
     pub(crate) fn leave(&self) {
