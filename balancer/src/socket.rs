@@ -2,7 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use monoio::net::TcpStream;
 use rustix::net::Shutdown;
 
 use crate::buffer::Buffer;
-use crate::watch::{Deadline, Timer, Watch};
+use crate::watch::{Deadline, Timer, Traffic, Watch};
 
 type Shared = Rc<UnsafeCell<TcpStream>>;
 
@@ -20,6 +20,7 @@ pub(crate) struct Reader {
     // Before the stream: a slot is freed before its socket is closed.
     timer: Timer,
     stream: Shared,
+    way: Traffic,
     pub(crate) inbound: Buffer,
 }
 
@@ -27,14 +28,27 @@ pub(crate) struct Reader {
 pub(crate) struct Writer {
     timer: Timer,
     stream: Shared,
+    way: Traffic,
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Client,
+    Backend,
 }
 
 /// Splits a connection. Both halves may be used at the same time; the socket closes with the later one.
-pub(crate) fn split(stream: TcpStream, watch: &Rc<Watch>, inbound: Buffer) -> (Reader, Writer) {
+pub(crate) fn split(stream: TcpStream, watch: &Rc<Watch>, inbound: Buffer, peer: Peer) -> (Reader, Writer) {
+    let (inward, outward) = match peer {
+        Peer::Client => (Traffic::FromClient, Traffic::ToClient),
+        Peer::Backend => (Traffic::FromBackend, Traffic::ToBackend),
+    };
     let fd = stream.as_raw_fd();
     let stream = Rc::new(UnsafeCell::new(stream));
-    let reader = Reader { timer: watch.timer(fd, Shutdown::Read), stream: Rc::clone(&stream), inbound };
-    let writer = Writer { timer: watch.timer(fd, Shutdown::Both), stream };
+    let timer = watch.timer(fd, Shutdown::Read);
+    let reader = Reader { timer, stream: Rc::clone(&stream), way: inward, inbound };
+    let writer = Writer { timer: watch.timer(fd, Shutdown::Both), stream, way: outward };
     (reader, writer)
 }
 
@@ -68,6 +82,9 @@ impl Reader {
         let stream = unsafe { &mut *self.stream.get() };
         let (result, buffer) = stream.read(buffer).await;
         self.inbound = buffer;
+        if let Ok(count) = result {
+            self.timer.watch().count(self.way, count);
+        }
         result
     }
 
@@ -83,6 +100,22 @@ impl Reader {
 
     pub(crate) fn is_overdue(&self) -> bool {
         self.timer.is_overdue()
+    }
+
+    /// Whether the client for whom this half waited is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.timer.is_abandoned()
+    }
+
+    /// See [`Writer::break_off`].
+    pub(crate) fn break_off(&self) {
+        // SAFETY: the stream is alive as long as `self`.
+        let _ = rustix::net::shutdown(unsafe { BorrowedFd::borrow_raw(self.fd()) }, Shutdown::Both);
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        // SAFETY: no reference to the stream is held beyond the call.
+        unsafe { (*self.stream.get()).as_raw_fd() }
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
@@ -102,7 +135,10 @@ impl Writer {
             self.timer.disarm();
             match result {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
-                Ok(sent) => buffer.consume(sent),
+                Ok(sent) => {
+                    self.timer.watch().count(self.way, sent);
+                    buffer.consume(sent);
+                }
                 Err(error) => return (Err(error), buffer),
             }
         }
@@ -113,6 +149,11 @@ impl Writer {
     pub(crate) fn finish(&self) {
         // The peer may be gone already, which is as good.
         let _ = rustix::net::shutdown(self.fd(), Shutdown::Write);
+    }
+
+    /// Ends both directions, so that whatever is pending on this connection returns.
+    pub(crate) fn break_off(&self) {
+        let _ = rustix::net::shutdown(self.fd(), Shutdown::Both);
     }
 
     /// Makes the close that follows a reset, so that the peer cannot take a cut message for a whole one.

@@ -95,6 +95,11 @@ fn upper_bound_us(bucket: usize) -> u64 {
     ((STEPS + step + 1) as u64) << doubling
 }
 
+/// Classes of status, 1xx to 5xx.
+pub(crate) const CLASSES: usize = 5;
+/// The classes, connects to backends, cancelled requests, tunnels: see `thread::Count`.
+pub(crate) const COUNTS: usize = CLASSES + 3;
+
 /// What is counted for the whole process.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
@@ -109,6 +114,12 @@ pub(crate) struct Totals {
     /// Requests answered by the balancer itself with an error.
     pub(crate) refused: AtomicU64,
     pub(crate) retries: AtomicU64,
+    /// What threads count by themselves and add ten times a second: see `thread::Count`.
+    pub(crate) counts: [AtomicU64; COUNTS],
+    /// Bytes from clients, to clients, from backends, to backends; added likewise.
+    pub(crate) traffic: [AtomicU64; 4],
+    /// Tunnels open now.
+    pub(crate) tunnels: AtomicUsize,
     /// Tasks that panicked; each cost one connection.
     pub(crate) panics: AtomicU64,
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::clock;
 use crate::config::CATCH_ALL;
 use crate::site::{Generation, Member, Shared, lock};
+use crate::stats::{CLASSES, Totals};
 
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const HTML: &str = "text/html; charset=utf-8";
@@ -49,6 +50,8 @@ pub(crate) fn json(shared: &Arc<Shared>) -> String {
         "connections": totals.connections.load(Relaxed),
         "requests": totals.requests.load(Relaxed),
         "retries": totals.retries.load(Relaxed),
+        "cancelled": totals.counts[CLASSES + 1].load(Relaxed),
+        "tunnels": totals.tunnels.load(Relaxed),
         "clusters": clusters,
     });
     format!("{status:#}\n")
@@ -190,11 +193,42 @@ pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
     for (name, kind, help, value) in plain {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     }
+    write_counts(&mut text, totals);
     let generation = shared.generation();
     for metric in &BACKEND_METRICS {
         write_backend_metric(&mut text, &generation, metric, now);
     }
     text
+}
+
+/// What threads add up ten times a second.
+fn write_counts(text: &mut String, totals: &Totals) {
+    let _ = text.write_str(
+        "# HELP balancer_responses_total Answers to clients by class of status.\n\
+         # TYPE balancer_responses_total counter\n",
+    );
+    for (class, count) in (1..=CLASSES).zip(&totals.counts) {
+        let _ = writeln!(text, "balancer_responses_total{{code=\"{class}xx\"}} {}", count.load(Relaxed));
+    }
+    let counters = [
+        ("balancer_upstream_connects_total", "Connections made to backends.", &totals.counts[CLASSES]),
+        (
+            "balancer_requests_cancelled_total",
+            "Requests whose client went away.",
+            &totals.counts[CLASSES + 1],
+        ),
+        ("balancer_tunnels_total", "Connections that changed their protocol.", &totals.counts[CLASSES + 2]),
+        ("balancer_downstream_rx_bytes_total", "Bytes from clients.", &totals.traffic[0]),
+        ("balancer_downstream_tx_bytes_total", "Bytes to clients.", &totals.traffic[1]),
+        ("balancer_upstream_rx_bytes_total", "Bytes from backends.", &totals.traffic[2]),
+        ("balancer_upstream_tx_bytes_total", "Bytes to backends.", &totals.traffic[3]),
+    ];
+    for (name, help, value) in counters {
+        let value = value.load(Relaxed);
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+    }
+    let (name, open) = ("balancer_tunnels", totals.tunnels.load(Relaxed));
+    let _ = writeln!(text, "# HELP {name} Tunnels open now.\n# TYPE {name} gauge\n{name} {open}");
 }
 
 fn write_backend_metric(

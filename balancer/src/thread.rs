@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::buffer::Buffer;
 use crate::retry::RetryBudget;
 use crate::site::{Shared, Site};
+use crate::stats::{CLASSES, COUNTS};
 use crate::watch::Watch;
 
 /// A buffer that holds most messages whole: a typical answer is sent as it was received, in one piece.
@@ -26,6 +27,31 @@ pub(crate) struct Thread {
     site: RefCell<Rc<Site>>,
     version: Cell<u64>,
     spare: RefCell<Vec<Buffer>>,
+    counts: [Cell<u64>; COUNTS],
+}
+
+/// What a thread counts by itself; it is added to the process's totals at each tick.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Count {
+    /// An answer to a client, by its status.
+    Status(u16),
+    /// A connection made to a backend.
+    Connect,
+    /// A request whose client went away.
+    Cancelled,
+    /// A connection that changed its protocol.
+    Tunnel,
+}
+
+impl Count {
+    fn index(self) -> usize {
+        match self {
+            Self::Status(status) => usize::from(status / 100).clamp(1, CLASSES) - 1,
+            Self::Connect => CLASSES,
+            Self::Cancelled => CLASSES + 1,
+            Self::Tunnel => CLASSES + 2,
+        }
+    }
 }
 
 impl Thread {
@@ -39,6 +65,7 @@ impl Thread {
             version: Cell::new(generation.number),
             site: RefCell::new(Rc::new(Site::new(generation, seed, None))),
             spare: RefCell::default(),
+            counts: Default::default(),
             shared,
         }
     }
@@ -72,8 +99,24 @@ impl Thread {
         }
     }
 
+    pub(crate) fn count(&self, what: Count) {
+        let counter = &self.counts[what.index()];
+        counter.set(counter.get() + 1);
+    }
+
+    fn publish_counts(&self) {
+        let totals = &self.shared.totals;
+        for (total, counter) in totals.counts.iter().zip(&self.counts) {
+            total.fetch_add(counter.take(), Relaxed);
+        }
+        for (total, bytes) in totals.traffic.iter().zip(self.watch.take_traffic()) {
+            total.fetch_add(bytes, Relaxed);
+        }
+    }
+
     /// Work that is due ten times a second: deadlines, idle connections.
     pub(crate) fn tick(&self, now: Instant) {
+        self.publish_counts();
         self.watch.sweep(now);
         self.site().sweep(self.watch.now_ms(), now);
     }

@@ -9,6 +9,7 @@
 
 mod cluster;
 mod object;
+mod strict;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -77,7 +78,7 @@ impl Config {
         let shown = || path.display().to_string();
         let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: shown(), source })?;
         let value =
-            serde_json::from_slice(&text).map_err(|source| ConfigError::Json { path: shown(), source })?;
+            strict::from_slice(&text).map_err(|source| ConfigError::Json { path: shown(), source })?;
         Self::parse(value, path)
     }
 
@@ -114,6 +115,13 @@ impl Timeouts {
 
 impl Limits {
     fn take(mut object: Object) -> Result<Self, ConfigError> {
+        if object.take("queue").is_some() {
+            return Err(object.error(
+                "queue",
+                "requests do not wait for a backend here: when none may take one, the answer is 503 at once; \
+                 remove this key",
+            ));
+        }
         let head_bytes = object.number("head_bytes", 16 << 10, 512..=256 << 10)? as usize;
         let target_bytes = object.number("target_bytes", 8 << 10, 64..=256 << 10)? as usize;
         let fields = object.number("fields", 100, 1..=FIELDS_MAX as u64)? as usize;

@@ -6,6 +6,8 @@ use super::Refusal;
 const EXTENSION_BYTES_MAX: u32 = 256;
 /// All trailer fields together, like a small head.
 const TRAILER_BYTES_MAX: u32 = 8192;
+/// Trailer fields of one body: what recipients take as well (hyper: 100).
+const TRAILERS_MAX: u32 = 64;
 /// Hexadecimal digits of a chunk size: 2^60 bytes, which no client sends.
 const SIZE_DIGITS_MAX: u32 = 15;
 /// Names that a trailer must not have, because a recipient that merges trailers into the head would read the
@@ -57,6 +59,7 @@ pub struct Chunked {
     digits: u32,
     /// Of the extension or of all trailers, against its bound.
     counted: u32,
+    trailers: u32,
     name: [u8; NAME_BYTES],
     name_bytes: usize,
 }
@@ -146,7 +149,11 @@ impl Chunked {
         }
     }
 
-    fn trailer_named(&self) -> Result<State, Refusal> {
+    fn trailer_named(&mut self) -> Result<State, Refusal> {
+        self.trailers += 1;
+        if self.trailers > TRAILERS_MAX {
+            return Err(Refusal::Malformed("trailers"));
+        }
         let name = &self.name[..self.name_bytes.min(NAME_BYTES)];
         if self.name_bytes <= NAME_BYTES && NOT_IN_TRAILERS.contains(&name) {
             return Err(Refusal::Malformed("trailer that belongs in the head"));
@@ -264,5 +271,10 @@ mod tests {
         assert!(!long("1;", 257, "\r\n"));
         assert!(long("0\r\nA:", 8000, "\r\n\r\n"));
         assert!(!long("0\r\nA:", 8200, "\r\n\r\n"));
+        let many = |count: usize| {
+            let bytes = format!("0\r\n{}\r\n", "A: b\r\n".repeat(count));
+            Chunked::default().advance(bytes.as_bytes(), |_| {}).is_ok()
+        };
+        assert!(many(64) && !many(65));
     }
 }

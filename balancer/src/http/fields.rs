@@ -13,6 +13,7 @@ pub(crate) enum Kind {
     Connection,
     /// Belongs to one connection, whatever `Connection` says of it.
     HopByHop,
+    Upgrade,
     Expect,
     ForwardedFor,
     ForwardedProto,
@@ -34,7 +35,7 @@ impl Kind {
             3 if is(b"via") => Self::Via,
             4 if is(b"host") => Self::Host,
             6 if is(b"expect") => Self::Expect,
-            7 if is(b"upgrade") => Self::HopByHop,
+            7 if is(b"upgrade") => Self::Upgrade,
             10 if is(b"connection") => Self::Connection,
             10 if is(b"keep-alive") => Self::HopByHop,
             14 if is(b"content-length") => Self::ContentLength,
@@ -63,6 +64,10 @@ pub(crate) struct Summary<'b> {
     /// `Connection` names fields that are therefore not forwarded.
     pub(crate) names_fields: bool,
     pub(crate) expects_continue: bool,
+    /// The protocols that `Upgrade` names; empty when several fields do.
+    pub(crate) upgrade: Option<&'b [u8]>,
+    /// `Connection` names `upgrade`, without which that field means nothing.
+    pub(crate) upgrades: bool,
     /// Something needs to be taken out before forwarding.
     pub(crate) hop_by_hop: bool,
 }
@@ -104,6 +109,10 @@ impl<'b> Summary<'b> {
                 self.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
             }
             Kind::HopByHop => self.hop_by_hop = true,
+            Kind::Upgrade => {
+                self.hop_by_hop = true;
+                self.upgrade = Some(if self.upgrade.is_none() { value } else { b"" });
+            }
             Kind::Disguised => return Err(Refusal::Malformed("underscore for a hyphen in a field name")),
             Kind::ForwardedFor | Kind::ForwardedProto | Kind::Via | Kind::Plain => {}
         }
@@ -119,6 +128,7 @@ impl<'b> Summary<'b> {
                 self.keep_alive = true;
             } else if !option.is_empty() {
                 self.names_fields = true;
+                self.upgrades |= option.eq_ignore_ascii_case(b"upgrade");
             }
         }
     }
@@ -126,6 +136,13 @@ impl<'b> Summary<'b> {
     /// Whether the connection may carry another message: the default of the version, unless a field says otherwise.
     pub(crate) fn persists(&self, version: u8) -> bool {
         !self.close && (version == 1 || self.keep_alive)
+    }
+
+    /// The protocols that the sender wants to change to, or changes to (RFC 9110, 7.8). HTTP/2 over this connection
+    /// (`h2c`) is not among what is passed on: a proxy that does not read it cannot judge it.
+    pub(crate) fn protocols(&self, version: u8) -> Option<&'b [u8]> {
+        let usable = |protocol: &[u8]| !protocol.is_empty() && !protocol.eq_ignore_ascii_case(b"h2c");
+        self.upgrade.filter(|value| version == 1 && self.upgrades && list(value).all(usable))
     }
 
     /// The framing by these fields alone; `None` when they say nothing.
@@ -143,6 +160,11 @@ pub(crate) fn connection_names(head: &[u8], fields: &[Field], name: &[u8]) -> bo
         .iter()
         .filter(|field| field.kind == Kind::Connection)
         .any(|field| list(field.value(head)).any(|option| option.eq_ignore_ascii_case(name)))
+}
+
+/// Whether `protocol` is one of the `offered` ones.
+pub(crate) fn offers(offered: &[u8], protocol: &[u8]) -> bool {
+    list(offered).any(|one| one.eq_ignore_ascii_case(protocol))
 }
 
 /// The elements of a comma-separated list, trimmed; empty ones included.

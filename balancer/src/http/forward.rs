@@ -84,6 +84,11 @@ pub fn write_request(
     let lines = Lines { bytes: request.bytes, fields: request.fields, names_fields: request.names_fields };
     count += lines.copy(out, |name, kind| keeps(request, rules, name, kind));
     count += write_added(out, request, rules, client);
+    if let Some(protocols) = request.upgrade {
+        line(out, "Connection", b"upgrade");
+        line(out, "Upgrade", protocols);
+        count += 2;
+    }
     out.extend_from_slice(b"\r\n");
     if count > rules.fields_max { Err(Refusal::HeadTooLarge) } else { Ok(()) }
 }
@@ -107,7 +112,7 @@ fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &[u8], kind: Kind) -> b
         // Behind a trusted proxy the original protocol is what that proxy says.
         Kind::ForwardedProto => !rules.forwarded_proto || rules.forwarded_for == ForwardedFor::Append,
         Kind::Via => !rules.via,
-        Kind::Connection | Kind::HopByHop | Kind::Expect => false,
+        Kind::Connection | Kind::HopByHop | Kind::Upgrade | Kind::Expect => false,
     }
 }
 
@@ -173,7 +178,7 @@ pub fn write_response(
     out.extend_from_slice(b"\r\n");
     let lines = Lines { bytes: response.bytes, fields: response.fields, names_fields: response.names_fields };
     lines.copy(out, |_, kind| match kind {
-        Kind::Connection | Kind::HopByHop => false,
+        Kind::Connection | Kind::HopByHop | Kind::Upgrade => false,
         Kind::TransferEncoding => !unchunked,
         _ => true,
     });

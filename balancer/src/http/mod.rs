@@ -14,6 +14,7 @@ mod response;
 mod scan;
 
 pub use chunked::Chunked;
+pub(crate) use fields::offers;
 pub use forward::{ForwardedFor, NameList, Rules, write_request, write_response};
 pub use request::{Request, parse_request};
 pub use response::{Response, parse_response};

@@ -20,6 +20,8 @@ pub struct Request<'h, 'b> {
     /// Whether the client would send another request on this connection.
     pub persists: bool,
     pub expects_continue: bool,
+    /// The protocols that the client would like to change to. Only a request without a body asks for that here.
+    pub upgrade: Option<&'b [u8]>,
     /// Length of the head with its empty line.
     pub head_bytes: usize,
     pub(crate) bytes: &'b [u8],
@@ -172,6 +174,7 @@ fn judge<'h, 'b>(
     if version == 1 && summary.host.is_none() {
         return Err(Refusal::Malformed("no host"));
     }
+    let body = summary.body().unwrap_or(Body::Empty);
     Ok(Request {
         method,
         path: target.path,
@@ -179,7 +182,8 @@ fn judge<'h, 'b>(
         // RFC 9112, 3.2.4: an absolute target without a path is the absolute form of `*`.
         is_asterisk: target.path == b"*" || (target.path.is_empty() && method == b"OPTIONS"),
         version,
-        body: summary.body().unwrap_or(Body::Empty),
+        upgrade: summary.protocols(version).filter(|_| body.is_done()),
+        body,
         persists: summary.persists(version),
         expects_continue: summary.expects_continue && version == 1,
         head_bytes,

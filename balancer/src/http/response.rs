@@ -12,6 +12,8 @@ pub struct Response<'h, 'b> {
     pub body: Body,
     /// Whether the connection may carry another request once the body is read.
     pub persists: bool,
+    /// What the connection changes to, if the status is 101.
+    pub upgrade: Option<&'b [u8]>,
     /// Length of the head with its empty line.
     pub head_bytes: usize,
     pub(crate) reason: &'b [u8],
@@ -137,6 +139,7 @@ fn judge<'h, 'b>(
         version,
         body,
         persists,
+        upgrade: summary.protocols(version),
         head_bytes,
         reason,
         bytes: &bytes[..head_bytes],

@@ -48,6 +48,10 @@ impl Answer {
         Self { status: 200, content_type: "text/plain", extra, body: Vec::new() }
     }
 
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+
     /// Appends the whole answer, without its body if the request was HEAD.
     pub(crate) fn write(&self, out: &mut Vec<u8>, meta: &Meta) {
         let connection = match (meta.persists, meta.version) {

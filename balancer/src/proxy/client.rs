@@ -11,7 +11,7 @@ use super::{Then, answer::Answer};
 use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::http::Refusal;
-use crate::socket::{self, Reader, Writer};
+use crate::socket::{self, Peer, Reader, Writer};
 use crate::thread::Thread;
 
 /// What an idle client connection holds: enough for nearly every head, small enough for ten thousand clients.
@@ -35,7 +35,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(stream: TcpStream, address: IpAddr, thread: &Rc<Thread>) -> Self {
-        let (reader, writer) = socket::split(stream, &thread.watch, Buffer::with_capacity(IDLE_BYTES));
+        let (reader, writer) =
+            socket::split(stream, &thread.watch, Buffer::with_capacity(IDLE_BYTES), Peer::Client);
         reader.carries_requests();
         let head = thread.site().generation.config.timeouts.head;
         Self {

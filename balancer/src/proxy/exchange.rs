@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::os::fd::RawFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use super::flight::{Flight, outcome_of, outcome_of_status};
 use super::plan::{Job, Meta};
 use super::pump::{PumpError, pump};
+use super::tunnel::tunnel;
 use super::{Client, Reply, Then};
 use crate::buffer::Buffer;
 use crate::config::Config;
@@ -16,7 +18,7 @@ use crate::error::Error;
 use crate::http::{self, Body, Refusal};
 use crate::pool::Upstream;
 use crate::socket::{Reader, Writer};
-use crate::thread::Thread;
+use crate::thread::{Count, Streaming, Thread};
 use crate::watch::Deadline;
 
 /// Interim answers (1xx) before the real one; a backend that sends more is broken.
@@ -46,6 +48,8 @@ struct Expected<'a> {
     /// Whether the request was whole from the start, and whether its sending is under way.
     whole: bool,
     uploading: Cell<bool>,
+    /// The protocols that the client offers to change to.
+    upgrade: Option<&'a [u8]>,
 }
 
 /// An answer that was brought back.
@@ -53,6 +57,8 @@ struct Carried {
     reply: Reply,
     /// The connection to the backend is in a known state.
     reusable: bool,
+    /// The connection has changed its protocol; the reply is what the client is sent first.
+    switched: Option<Streaming>,
 }
 
 /// Sends the request in `client.out` with the rest of its `body`, and brings the answer back. Small answers are left
@@ -68,11 +74,21 @@ pub(crate) async fn exchange(
     flight: &mut Flight<'_>,
 ) -> Result<Reply, Error> {
     let config = &job.site.generation.config;
-    let expected = Expected { meta, config, whole: body.is_done(), uploading: Cell::new(true) };
+    let expected = Expected {
+        meta,
+        config,
+        whole: body.is_done(),
+        uploading: Cell::new(true),
+        upgrade: job.upgrade.as_deref(),
+    };
     upstream.reader.inbound = thread.take_buffer();
     let mut head_out = thread.take_buffer();
     let carried = carry(client, thread, &expected, body, &mut upstream, &mut head_out, flight).await;
     thread.give_buffer(head_out);
+    if let Ok(Carried { switched: Some(_place), reply: Reply::Send(head, _), .. }) = carried {
+        tunnel(client, thread, upstream, head, config.timeouts.body_idle).await;
+        return Ok(Reply::Sent(Then::Close));
+    }
     thread.give_buffer(std::mem::take(&mut upstream.reader.inbound));
     let carried = carried?;
     if carried.reusable {
@@ -93,12 +109,13 @@ async fn carry(
     let timeouts = &expected.config.timeouts;
     let Upstream { reader, writer } = upstream;
     let Client { reader: client_reader, writer: client_writer, out, .. } = client;
-    let deadline = reader.deadline();
+    let (deadline, client_fd) = (reader.deadline(), client_reader.fd());
     let mut upload = Upload {
         future: pin!(pump(client_reader, writer, &mut body, std::mem::take(out), false, timeouts.body_idle)),
         done: None,
         uploading: &expected.uploading,
         deadline: &deadline,
+        client: client_fd,
         wait: timeouts.response,
     };
     let head = upload.beside(receive_head(reader, client_writer, expected, head_out)).await;
@@ -110,11 +127,24 @@ async fn carry(
             return Err(error);
         }
     };
+    thread.count(Count::Status(head.status));
+    if head.status == 101 {
+        let place = thread.stream(expected.config.limits.bodies).ok_or(Error::Busy)?;
+        let sending = started_answer(&head, &mut reader.inbound, head_out);
+        flight.finish(outcome_of_status(head.status));
+        upload.finish(out);
+        return Ok(Carried {
+            reply: Reply::Send(sending, Then::Close),
+            reusable: false,
+            switched: Some(place),
+        });
+    }
     if let Some((sending, clean)) = whole_answer(&head, &mut reader.inbound, head_out)? {
         flight.finish(outcome_of_status(head.status));
         let complete = upload.finish(out);
         let reusable = clean && complete && head.upstream_persists;
-        return Ok(Carried { reply: Reply::Send(sending, then(expected.meta, &head, complete)), reusable });
+        let reply = Reply::Send(sending, then(expected.meta, &head, complete));
+        return Ok(Carried { reply, reusable, switched: None });
     }
     flight.answered();
     // A streamed request has its place already.
@@ -130,11 +160,11 @@ async fn carry(
     let complete = upload.finish(out);
     if let Err(error) = result {
         flight.finish(outcome_of(&download_error(error)));
-        return Ok(Carried { reply: Reply::Abort, reusable: false });
+        return Ok(Carried { reply: Reply::Abort, reusable: false, switched: None });
     }
     flight.finish(outcome_of_status(head.status));
     let reusable = reader.inbound.is_empty() && complete && head.upstream_persists;
-    Ok(Carried { reply: Reply::Sent(then(expected.meta, &head, complete)), reusable })
+    Ok(Carried { reply: Reply::Sent(then(expected.meta, &head, complete)), reusable, switched: None })
 }
 
 /// If all of the answer has been received, takes it out of `inbound` as the client gets it, and says whether nothing
@@ -191,6 +221,7 @@ struct Upload<'a, F> {
     uploading: &'a Cell<bool>,
     /// Of the answer's head; armed with `wait` once the request is sent, since only then the backend owes an answer.
     deadline: &'a Deadline,
+    client: RawFd,
     wait: Duration,
 }
 
@@ -211,7 +242,7 @@ impl<F: Future<Output = Uploaded>> Upload<'_, F> {
         let mut receive = pin!(receive);
         poll_fn(|cx| {
             if self.drive(cx) {
-                self.deadline.arm(self.wait);
+                self.deadline.arm_for(self.wait, self.client);
             }
             if let Some((Err(error), _)) = &self.done
                 && let Some(error) = upload_error(error)
@@ -287,9 +318,10 @@ async fn receive_head(
         let head = judge(bytes, searched, expected, head_out).map_err(Error::BadAnswer)?;
         searched = bytes.len();
         match head {
+            Some(head) if head.status == 101 => return Ok(head),
             Some(head) if head.status < 200 => {
                 interims += 1;
-                if head.status == 101 || interims > INTERIM_MAX {
+                if interims > INTERIM_MAX {
                     return Err(Error::BadAnswer(Refusal::Malformed("interim answer")));
                 }
                 if head.status != 100 && expected.meta.version == 1 {
@@ -310,6 +342,7 @@ async fn receive_more(reader: &mut Reader, untouched: bool) -> Result<(), Error>
     reader.inbound.reserve(ROOM_MIN);
     let before = reader.inbound.len();
     match reader.receive_untimed().await {
+        Ok(0) | Err(_) if reader.is_abandoned() => Err(Error::ClientGone),
         Ok(0) if reader.is_overdue() => Err(Error::ResponseTimeout),
         Ok(0) | Err(_) if before == 0 && untouched => Err(Error::Died),
         Ok(0) | Err(_) => Err(Error::Truncated),
@@ -338,6 +371,9 @@ fn judge(
     let Some(response) = http::parse_response(bytes, searched, meta.is_head, limits, &mut space)? else {
         return Ok(None);
     };
+    if response.status == 101 && !switches(expected, &response) {
+        return Err(Refusal::Malformed("change of protocol that was not asked for"));
+    }
     let upload_complete = expected.whole || !expected.uploading.get();
     let unchunked = meta.version == 0 && matches!(response.body, Body::Chunked(_));
     let client_persists = meta.persists && upload_complete && !unchunked && response.body != Body::UntilClose;
@@ -357,4 +393,10 @@ fn judge(
         unchunked,
         body: response.body,
     }))
+}
+
+/// Whether a 101 is to what the client offers, and the whole request was sent before.
+fn switches(expected: &Expected<'_>, response: &http::Response<'_, '_>) -> bool {
+    let both = expected.upgrade.zip(response.upgrade);
+    !expected.uploading.get() && both.is_some_and(|(offered, chosen)| http::offers(offered, chosen))
 }

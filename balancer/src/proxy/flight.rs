@@ -12,8 +12,8 @@ use crate::clock;
 use crate::error::{Error, Side};
 use crate::pool::Upstream;
 use crate::site::{Member, Site};
-use crate::socket;
-use crate::thread::Thread;
+use crate::socket::{self, Peer};
+use crate::thread::{Count, Thread};
 
 /// Holds the ticket of a request. Whatever happens, the ticket is finished: dropped before an outcome is known, it
 /// counts as cancelled.
@@ -54,7 +54,8 @@ impl<'a> Flight<'a> {
             Ok(Ok(stream)) => stream,
         };
         stream.set_nodelay(true).map_err(Error::of_connect)?;
-        let (reader, writer) = socket::split(stream, &thread.watch, Buffer::default());
+        let (reader, writer) = socket::split(stream, &thread.watch, Buffer::default(), Peer::Backend);
+        thread.count(Count::Connect);
         Ok((Upstream { reader, writer }, false))
     }
 

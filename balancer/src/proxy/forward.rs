@@ -25,8 +25,8 @@ pub(crate) struct Failed {
 }
 
 /// Sends a request to a backend and brings its answer back. Tries another backend when a connection cannot be made,
-/// and when a kept connection dies before the first byte of an answer to an idempotent request that is still at hand;
-/// never otherwise (RFC 9110, 9.2.2).
+/// and when one dies before the first byte of an answer to an idempotent request that is still at hand; never
+/// otherwise (RFC 9110, 9.2.2).
 pub(crate) async fn forward(
     client: &mut Client,
     thread: &Thread,
@@ -69,14 +69,18 @@ pub(crate) async fn forward(
             Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
-        let stale = reused && matches!(error, Error::Died);
+        let died = matches!(error, Error::Died);
+        // A kept connection may have been closed before the request came, which says nothing about the backend.
+        let stale = reused && died;
         flight.finish(if stale { Outcome::Cancelled } else { outcome_of(&error) });
-        if !(stale && whole && job.is_idempotent && !client.out.as_slice().is_empty()) {
+        if stale {
+            flight.forget_idle();
+        }
+        if !(died && whole && job.is_idempotent && !client.out.as_slice().is_empty()) {
             return Err(failed(error, whole));
         }
-        flight.forget_idle();
         attempts.note(&flight, error, thread).map_err(|error| failed(error, whole))?;
-        attempts.may_repeat_backend = true;
+        attempts.may_repeat_backend = stale;
     }
 }
 

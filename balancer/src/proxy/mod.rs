@@ -13,6 +13,7 @@ mod flight;
 mod forward;
 mod plan;
 mod pump;
+mod tunnel;
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,7 +22,7 @@ pub(crate) use client::{Client, turn_away};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Side};
-use crate::thread::Thread;
+use crate::thread::{Count, Thread};
 use answer::Answer;
 use plan::{Meta, Plan};
 
@@ -84,13 +85,17 @@ async fn answer(client: &mut Client, thread: &Thread, meta: &Meta, plan: Plan) -
 /// Answers an error of a request of which nothing was answered yet.
 fn refuse(thread: &Thread, meta: &Meta, error: &Error) -> Reply {
     thread.shared.totals.refused.fetch_add(1, Relaxed);
-    let Some(status) = error.status() else { return Reply::Abort };
+    let Some(status) = error.status() else {
+        thread.count(Count::Cancelled);
+        return Reply::Abort;
+    };
     // After a refused head nobody knows where the next one begins.
     let persists = meta.persists && error.side() != Side::Downstream;
     own(thread, &Meta { persists, ..*meta }, &Answer::error(status))
 }
 
 fn own(thread: &Thread, meta: &Meta, answer: &Answer) -> Reply {
+    thread.count(Count::Status(answer.status()));
     let mut buffer = thread.take_buffer();
     answer.write(buffer.end(), meta);
     Reply::Send(buffer, if meta.persists { Then::Next } else { Then::Linger })

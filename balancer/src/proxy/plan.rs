@@ -41,6 +41,8 @@ pub(crate) struct Job {
     pub(crate) body: Body,
     pub(crate) is_idempotent: bool,
     pub(crate) expects_continue: bool,
+    /// The protocols that the client offers to change to.
+    pub(crate) upgrade: Option<Box<[u8]>>,
 }
 
 /// Reads the head at the front of `bytes`, of which `searched` were seen before, and decides. `None` means that the
@@ -77,6 +79,7 @@ pub(crate) fn plan(
         cluster,
         is_idempotent: request.is_idempotent(),
         expects_continue: request.expects_continue,
+        upgrade: request.upgrade.map(Box::from),
         body: request.body,
         site,
     };

@@ -61,14 +61,18 @@ impl Lab {
         Ok(Fleet { instances, launched, retiring: plan.retire })
     }
 
-    /// Launches, recorded. A token whose instances are gone by now is spent: the launch is made with the next one.
+    /// Launches, recorded. A token that was used before may stand for instances of which some are gone by now: those,
+    /// and only those, are launched with the next one.
     async fn launch(&self, ledger: &Ledger, mut launch: Launch) -> Result<Vec<Instance>, Error> {
         const TOKENS_MAX: u32 = 5;
+        let mut alive = Vec::new();
         for _ in 0..TOKENS_MAX {
             let intent = ledger.journal.intend("launch", json!(launch))?;
             let made = intent.end(self.provider.launch(&launch).await, |made| json!({ "ids": ids(made) }))?;
-            if made.iter().all(plan::is_alive) {
-                return Ok(made);
+            alive.extend(made.into_iter().filter(plan::is_alive));
+            launch.slots.retain(|slot| alive.iter().all(|it: &Instance| it.slot != *slot));
+            if launch.slots.is_empty() {
+                return Ok(alive);
             }
             launch.token = token(&[&launch.token, "next"]);
         }

@@ -30,7 +30,7 @@ pub use record::provider_of;
 pub use rehearsal::Rehearsal;
 
 use crate::{
-    Error, Kind,
+    Error, Kind, identity,
     provider::{Ingress, Instance, LoginKey, Provider, epoch_s},
     ssh,
 };
@@ -317,6 +317,7 @@ impl Lab {
                 _ => {}
             }
         }
+        ssh::remove_control_dir(&identity::runtime_dir(&self.dir));
         if let Some(ledger) = lock(&self.ledger).take().and_then(Arc::into_inner) {
             ledger.lock.remove();
         }

@@ -57,6 +57,10 @@ options_map! {
         /// From SIGTERM to SIGKILL when it is stopped (default: 10 s).
         #[serde(default)]
         stop_timeout: Option<Span>,
+        /// Whether the program takes over from the one that runs, so that a restart starts the new process first and
+        /// the old one goes on when that fails (default: false).
+        #[serde(default)]
+        handover: bool,
     }
 }
 
@@ -172,6 +176,7 @@ impl Service {
             "env": env,
             "restart": self.restart.as_deref().unwrap_or("always"),
             "stop_timeout": self.stop_timeout.unwrap_or(Span(Duration::from_secs(10))),
+            "handover": self.handover,
             "hash": hashes(session, &restart_on).await?,
             "reload_hash": hashes(session, &self.reload_files).await?,
         }))

@@ -219,9 +219,48 @@ fn sweep(control_dir: &Path) {
     }
 }
 
+/// Removes the control directories in a lab's folder for sockets, and what is empty then of that folder and its
+/// parent. Left alone when others could have made any of it, because then a link may lead elsewhere.
+pub fn remove_control_dir(runtime_dir: &Path) {
+    let (control_dir, parent) = (runtime_dir.join("ssh"), runtime_dir.parent());
+    let ours = |path: &Path| {
+        let us = rustix::process::geteuid().as_raw();
+        fs::symlink_metadata(path)
+            .is_ok_and(|facts| facts.is_dir() && facts.uid() == us && facts.mode() & 0o077 == 0)
+    };
+    if parent.is_some_and(ours) && ours(runtime_dir) && ours(&control_dir) {
+        let _ = fs::remove_dir_all(control_dir);
+        let _ = fs::remove_dir(runtime_dir);
+        let _ = parent.map(fs::remove_dir);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_directories_of_others_are_not_removed() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let base = tempfile::tempdir_in("/tmp").unwrap();
+        let private = |path: &Path| {
+            fs::create_dir_all(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+        };
+        let (parent, elsewhere) = (base.path().join("labhost-0"), base.path().join("elsewhere"));
+        private(&parent);
+        private(&elsewhere);
+        private(&elsewhere.join("ssh"));
+        symlink(&elsewhere, parent.join("link")).unwrap();
+        remove_control_dir(&parent.join("link"));
+        assert!(elsewhere.join("ssh").exists());
+        let lab = parent.join("1234");
+        private(&lab);
+        private(&lab.join("ssh"));
+        private(&lab.join("ssh/s-left"));
+        remove_control_dir(&lab);
+        assert!(!lab.exists() && parent.exists());
+    }
 
     #[test]
     fn names_the_cause_in_few_words() {

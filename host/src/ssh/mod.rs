@@ -33,6 +33,7 @@ mod trailer;
 pub use command::{Command, Output};
 pub use config::write_config;
 pub use files::Uploaded;
+pub use master::remove_control_dir;
 pub use quote::quote;
 pub use running::Stream;
 

@@ -221,6 +221,21 @@ impl Lab {
         end(command)
     }
 
+    /// As [`Lab::labhost`], with one more variable; `begun` is told the process as soon as it is there.
+    #[track_caller]
+    pub(crate) fn labhost_watched(
+        &self,
+        words: &[&str],
+        env: Option<(&str, String)>,
+        begun: impl FnOnce(rustix::process::Pid),
+    ) -> Ended {
+        let mut command = self.command(words);
+        command.envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("labhost starts");
+        begun(rustix::process::Pid::from_child(&child));
+        finish(child, &command)
+    }
+
     /// As [`Lab::provision`], with Ctrl-C as soon as `is_time`.
     #[track_caller]
     pub(crate) fn provision_interrupted_when(&self, is_time: impl Fn() -> bool) -> Ended {
@@ -247,10 +262,12 @@ impl Lab {
         self.labhost(&["--provider", "ec2", "recipes/stop.rhai", "--confirm"])
     }
 
-    /// Stops, and asserts by the cloud's own ledger that nothing is left.
+    /// Stops, and asserts by the cloud's own ledger that nothing is left, here neither.
     #[track_caller]
     pub(crate) fn stop_clean(&self, cloud: &Cloud) {
         self.stop().expect(0);
+        let sockets = labhost::identity::runtime_dir(&self.file("artifacts"));
+        assert!(!sockets.exists(), "{} is left", sockets.display());
         assert_eq!(cloud.left(), Vec::<String>::new());
     }
 }

@@ -64,6 +64,25 @@ fn plan_without_changes_exits_0_and_one_with_changes_names_them() {
 }
 
 #[test]
+fn plan_goes_on_where_a_teardown_stopped() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    cloud.with(|world| {
+        let lb = world.groups.iter().find(|it| it.name.ends_with("-lab-lb")).unwrap().id.clone();
+        world.groups.retain(|it| it.id != lb);
+        world.groups.iter_mut().for_each(|it| it.rules.retain(|rule| !rule.source.ends_with(&lb)));
+    });
+    cloud.take_calls();
+    lab.plan()
+        .expect(10)
+        .says("add      security group lab-lb")
+        .says("change   security group lab-instances: + port 8000 from new lab-lb");
+    assert_only_tried(&cloud);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn plan_of_a_teardown_names_what_goes() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

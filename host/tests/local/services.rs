@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use labhost::provider::Provider;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -81,4 +82,46 @@ async fn a_log_is_followed() {
     assert_eq!(within(lines.next_line()).await.unwrap().unwrap(), "one");
     fs::write(lab.home(&instance).join("go"), "").unwrap();
     assert_eq!(within(lines.next_line()).await.unwrap().unwrap(), "two");
+}
+
+#[tokio::test]
+async fn a_restart_with_a_hand_over_starts_the_new_process_first() {
+    let (lab, instance) = Lab::with_instance().await;
+    // Says what it finds running, and ends that.
+    let script = "#!/bin/sh\nif [ -f pid ]; then kill -0 $(cat pid) && echo found; kill $(cat pid); fi\n\
+        echo $$ > pid; while :; do sleep 0.01; done\n";
+    lab.run_with_input(&instance, "cat > taker && chmod 700 taker", script.as_bytes()).await;
+    let definition = |hash| json!({ "exec": "./taker", "handover": true, "hash": hash });
+    let first = lab.apply(&instance, "taker", definition("1")).await;
+    until("it runs", async || lab.home(&instance).join("pid").exists()).await;
+    let second = lab.apply(&instance, "taker", definition("2")).await;
+    assert_eq!((&second["changed"], &second["service"]["hash"]), (&json!(true), &json!("2")));
+    let third: Value =
+        serde_json::from_str(&lab.ok(&instance, "labhost-service restart taker").await).unwrap();
+    let pids = [&first["service"]["pid"], &second["service"]["pid"], &third["pid"]].map(number);
+    assert!(pids[0] != pids[1] && pids[1] != pids[2]);
+    assert_eq!(pids.map(is_alive), [false, false, true]);
+    until("both found one running", async || {
+        lab.ok(&instance, "labhost-service logs taker").await == "found\nfound\n"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_successor_that_ends_leaves_the_service_as_it_was() {
+    let (lab, instance) = Lab::with_instance().await;
+    let definition = |exec, hash| json!({ "exec": exec, "handover": true, "hash": hash });
+    let good = definition("sleep 1000", "1");
+    let applied = lab.apply(&instance, "web", good.clone()).await;
+    let bad = definition("sh -c 'exit 3'", "2").to_string();
+    let output = lab.run_with_input(&instance, "labhost-service apply web", bad.as_bytes()).await;
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("goes on as it was: its successor ended with status 3"), "{told}");
+    let again = lab.apply(&instance, "web", good).await;
+    assert_eq!((&again["changed"], &again["service"]["pid"]), (&json!(false), &applied["service"]["pid"]));
+    // Nor does a boot start what could not take over.
+    kill(lab.local.agent_pid().await.unwrap().into());
+    lab.local.start().await.unwrap();
+    assert_eq!(lab.wait_for_state(&instance, "web", "running").await["hash"], "1");
 }

@@ -8,7 +8,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -45,7 +45,21 @@ pub(crate) fn obstacle() -> Option<String> {
     let has = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).exists());
     let missing: Vec<_> =
         NEEDED.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
-    if missing.is_empty() { None } else { Some(format!("install {}", missing.join(", "))) }
+    if missing.is_empty() { refused_namespace() } else { Some(format!("install {}", missing.join(", "))) }
+}
+
+/// In a container root may be without the right to make namespaces and mounts. Tried once.
+fn refused_namespace() -> Option<String> {
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
+    let probe = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--net", "--pid", "--fork", "--mount-proc", "/bin/sh", "-c"]);
+        let tried = command.arg(format!("mount -t tmpfs tmpfs {FOLDER} && {MOUNT_GROUPS}")).output().ok()?;
+        let said = String::from_utf8_lossy(&tried.stderr).trim().replace('\n', "; ");
+        (!tried.status.success())
+            .then(|| format!("namespaces are refused here ({said}); CAP_SYS_ADMIN is needed"))
+    };
+    REFUSED.get_or_init(probe).clone()
 }
 
 /// Whether the tests may be passed over when there is an obstacle.

@@ -10,6 +10,7 @@ mod killed;
 mod lost;
 mod mistakes;
 mod newcomer;
+mod restart;
 mod shared;
 mod support;
 mod topology;

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::{Error, provider::Ingress};
 
+/// What the id of a group begins with that a plan would make.
+pub(super) const PLANNED: &str = "new ";
+
 /// One of the lab's groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
@@ -69,7 +72,11 @@ impl Ec2 {
     pub(super) async fn wanted_rules(&self, name: &str, ingress: &[Ingress]) -> Result<Vec<Rule>, Error> {
         let me = if rules::names_caller(ingress) { Some(self.caller().await?) } else { None };
         let groups = self.groups().await?;
-        let find = |name: &str| groups.iter().find(|group| group.name == name).map(|group| group.id.clone());
+        let planned = self.known().planned_groups.clone();
+        let find = |name: &str| {
+            let there = groups.iter().find(|group| group.name == name).map(|group| group.id.clone());
+            there.or_else(|| planned.contains(name).then(|| format!("{PLANNED}{name}")))
+        };
         rules::wanted(name, ingress, &Meaning { me, group: &find })
     }
 
@@ -127,12 +134,22 @@ impl Ec2 {
 
     /// A group of our name exists that was not listed: made a moment ago by a labhost that was killed, or foreign.
     async fn adopt_group(&self, name: &str, full: &str, refusal: Refusal) -> Result<Group, Error> {
-        let call =
-            self.client().await?.ec2.describe_security_groups().filters(tags::filter("group-name", [full]));
-        let found = call
-            .send()
-            .await
-            .map_err(|cause| Refusal::of(format!("look at security group {name}"), cause))?;
+        let mut waiting = self.pace.waiting(self.pace.eventual);
+        let found = loop {
+            let call = self
+                .client()
+                .await?
+                .ec2
+                .describe_security_groups()
+                .filters(tags::filter("group-name", [full]));
+            let found = call.send().await;
+            let found =
+                found.map_err(|cause| Refusal::of(format!("look at security group {name}"), cause))?;
+            // It exists, so it will be listed.
+            if !found.security_groups().is_empty() || !waiting.go_on().await {
+                break found;
+            }
+        };
         let ours =
             |group: &&SecurityGroup| tags::map(group.tags()).get(tags::LAB) == Some(&self.lab.as_str());
         found.security_groups().iter().find(ours).and_then(Group::of).ok_or_else(|| {

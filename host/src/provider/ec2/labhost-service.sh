@@ -39,12 +39,14 @@ known() {
 }
 
 # Compares the definition on standard input with the one in force, and writes the new files beside the old ones.
-# Prints `same`, `reload` or `restart`, and the two lines that the unit needs.
+# Prints `same`, `reload`, `handover` or `restart`, and the two lines that the unit needs. A hand-over is done by the
+# running process, which starts its own command line again: it can only take up what lies in files.
 digest() {
     python3 -c '
 import json, os, re, shlex, sys
 name, folder, work = sys.argv[1:4]
-fields = {"exec": None, "env": {}, "restart": "always", "hash": "", "reload_hash": "", "stop_timeout": "10s"}
+fields = {"exec": None, "env": {}, "restart": "always", "hash": "", "reload_hash": "", "stop_timeout": "10s",
+          "handover": False}
 def refuse(text):
     sys.exit("labhost-service: apply service %s: %s" % (name, text))
 try:
@@ -61,6 +63,8 @@ if not isinstance(new["exec"], str) or not new["exec"].strip() or "\0" in new["e
     refuse("`exec` must be a command")
 if new["restart"] not in ("always", "on-failure", "no"):
     refuse("`restart` is always, on-failure or no")
+if not isinstance(new["handover"], bool):
+    refuse("`handover` is true or false")
 for key, value in new["env"].items():
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key) or not isinstance(value, str) or "\0" in value:
         refuse("`env` has a name or value that no environment can hold")
@@ -73,6 +77,8 @@ if old == new:
     change = "same"
 elif old is not None and dict(old, reload_hash=new["reload_hash"]) == new:
     change = "reload"
+elif old is not None and new["handover"] and dict(old, hash=new["hash"], reload_hash=new["reload_hash"]) == new:
+    change = "handover"
 else:
     change = "restart"
 def write(ending, text):
@@ -108,6 +114,8 @@ WorkingDirectory=/var/lib/labhost/$1
 ExecStartPre=+/usr/local/bin/labhost-service link $1
 ExecStart=/bin/sh $DIR/$1.sh
 ExecReload=/bin/kill -HUP \$MAINPID
+# A process that hands over names its successor.
+NotifyAccess=main
 Restart=$2
 RestartSec=200ms
 KillMode=mixed
@@ -160,11 +168,46 @@ apply() {
         link "$1"
         systemctl reload "$(unit "$1")"
         ;;
+    handover)
+        link "$1"
+        hand_over "$1"
+        ;;
     esac
     # Only what has been carried out is remembered, so that an interrupted apply is done again.
     mv "$DIR/$1.json.new" "$DIR/$1.json"
     [ "$change" = same ] && changed=false || changed=true
     printf '{"changed":%s,"service":%s}\n' "$changed" "$(status "$1")"
+}
+
+# SIGUSR2 makes the main process start its successor, and systemd hears from it when that has taken over. A successor
+# that ends before leaves the main process as it was.
+hand_over() {
+    before=$(property "$1" MainPID)
+    systemctl kill --signal=USR2 --kill-who=main "$(unit "$1")"
+    tenths=0
+    seen=
+    while [ "$(property "$1" MainPID)" = "$before" ]; do
+        starting=$(cat /proc/"$before"/task/*/children 2>/dev/null) || starting=
+        if [ -n "$starting" ]; then seen=yes; fi
+        # It appears at once, and takes over within half a minute.
+        if { [ -z "$starting" ] && { [ -n "$seen" ] || [ "$tenths" -ge 20 ]; }; } || [ "$tenths" -ge 400 ]; then
+            # It may have taken over since.
+            sleep 0.2
+            [ "$(property "$1" MainPID)" != "$before" ] ||
+                refuse 1 "service $1 goes on as it was: its successor did not take over; its log says why"
+        fi
+        sleep 0.1
+        tenths=$((tenths + 1))
+    done
+}
+
+# A running service that can hand over loses nothing when it is restarted.
+restart() {
+    if grep -q '"handover": true' "$DIR/$1.json" && [ "$(property "$1" ActiveState)" = active ]; then
+        hand_over "$1"
+    else
+        systemctl restart "$(unit "$1")"
+    fi
 }
 
 # Makes the login's files appear in the service's directory; links to what is gone are removed.
@@ -297,7 +340,7 @@ apply) apply "$2" ;;
 start | stop | restart | reload)
     known "$2"
     systemctl reset-failed "$(unit "$2")" 2>/dev/null || true
-    systemctl "$verb" "$(unit "$2")"
+    if [ "$verb" = restart ]; then restart "$2"; else systemctl "$verb" "$(unit "$2")"; fi
     status "$2"
     ;;
 status)

@@ -17,7 +17,7 @@ use aws_sdk_ec2::{
 use aws_smithy_types::base64;
 
 use super::{
-    Ec2, image, network,
+    Ec2, image, network, poll,
     refusal::Refusal,
     store::Attempt,
     tags, types, userdata,
@@ -49,19 +49,21 @@ impl Ec2 {
                 Attempt::new(launch, network::order(&self.network().await?.subnets, number))?
             }
         };
+        self.await_other_launches(launch).await?;
         loop {
+            attempt.asked_at_s = epoch_s(SystemTime::now());
             self.store.save(&attempt)?;
             let refusal = match self.run_instances(launch, &resolved, &attempt).await {
                 Ok(made) => return self.launched(launch, attempt, &made),
                 Err(refusal) => refusal,
             };
             match refusal.code.as_deref() {
-                Some("IdempotentInstanceTerminated") => attempt.generation += 1,
+                Some("IdempotentInstanceTerminated") => attempt.next_generation(),
                 Some("IdempotentParameterMismatch") => {
                     if let Some(made) = self.made_with(&attempt.client_token()).await? {
                         return self.launched(launch, attempt, &made);
                     }
-                    attempt.generation += 1;
+                    attempt.next_generation();
                 }
                 Some("InsufficientInstanceCapacity" | "Unsupported")
                     if attempt.at + 1 < attempt.subnets.len() =>
@@ -69,12 +71,41 @@ impl Ec2 {
                     attempt.at += 1;
                     self.say(&format!("{refusal}; trying the next zone"));
                 }
-                _ => return Err(refusal.into()),
+                code => {
+                    // Without a code there was no answer, and the launch may have been made.
+                    if code.is_some() {
+                        attempt.asked_at_s = 0;
+                        self.store.save(&attempt)?;
+                    }
+                    return Err(refusal.into());
+                }
             }
             if attempt.generation > GENERATIONS_MAX {
                 return Err(refusal.into());
             }
         }
+    }
+
+    /// Another launch of this fleet may have been made by a labhost that was killed before it had the answer, and not
+    /// be listed yet. Launching beside it could make a member twice.
+    async fn await_other_launches(&self, launch: &Launch) -> Result<(), Error> {
+        let is_open =
+            |it: &Attempt| it.fleet == launch.fleet && it.token != launch.token && it.ids.is_empty();
+        let open: Vec<_> = self.store.attempts().into_iter().filter(is_open).collect();
+        if open.iter().all(|it| it.unseen(poll::young_since_s(), &[]).is_empty()) {
+            return Ok(());
+        }
+        let listed = self.describe_when_settled(&open).await?;
+        let made = |it: &&Described| open.iter().any(|of| it.client_token() == Some(&of.client_token()));
+        let lives = |it: &&Described| !matches!(view::state(it), State::Terminated | State::ShuttingDown);
+        let ids: Vec<_> =
+            listed.iter().filter(made).filter(lives).filter_map(|it| it.instance_id()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("launch {}: {} of an interrupted run have appeared", launch.fleet, ids.join(", "));
+        Err(Error::provider(message).with_hint("Run again: they are taken over."))
     }
 
     async fn resolve(&self, launch: &Launch) -> Result<Resolved, Error> {

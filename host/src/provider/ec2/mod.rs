@@ -16,7 +16,7 @@
 //! asked of AWS before the first call that needs it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -93,6 +93,8 @@ struct Known {
     /// Name at AWS by the name that recipes use.
     keys: BTreeMap<String, String>,
     groups: Option<Vec<Group>>,
+    /// Names of groups that a plan would make.
+    planned_groups: BTreeSet<String>,
     /// Login by image id.
     users: BTreeMap<String, String>,
     /// Client token and launch index by instance id.

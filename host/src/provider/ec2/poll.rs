@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{
     Ec2,
     refusal::Refusal,
+    store::Attempt,
     tags,
     view::{self, HostKeys},
 };
@@ -21,6 +22,11 @@ const LIVING: [&str; 4] = ["pending", "running", "stopping", "stopped"];
 
 /// For how many seconds a listing may not show what was launched.
 const EVENTUAL_S: u64 = 60;
+
+/// What was launched since then, in seconds since the epoch, need not be listed yet.
+pub(super) fn young_since_s() -> u64 {
+    epoch_s(SystemTime::now()).saturating_sub(EVENTUAL_S)
+}
 
 /// AWS's code for ids that it does not know, or not yet.
 const UNKNOWN_ID: &str = "InvalidInstanceID.NotFound";
@@ -51,7 +57,7 @@ impl Ec2 {
     /// not be launched twice.
     pub(super) async fn living_for_sure(&self) -> Result<Vec<Described>, Error> {
         let mut living = self.living().await?;
-        let since_s = epoch_s(SystemTime::now()).saturating_sub(EVENTUAL_S);
+        let since_s = young_since_s();
         let young = self.store.attempts().into_iter().filter(|it| it.made_at_s >= since_s);
         let listed = |id: &String| living.iter().any(|it| it.instance_id() == Some(id));
         let unlisted: Vec<String> = young.flat_map(|it| it.ids).filter(|id| !listed(id)).collect();
@@ -74,6 +80,31 @@ impl Ec2 {
         let is_ours = |it: &Described| tags::map(it.tags()).get(tags::LAB) == Some(&self.lab.as_str());
         living.extend(found.into_iter().filter(|it| lives(it) && is_ours(it)));
         Ok(living)
+    }
+
+    /// All instances with the lab's tag, also those that are gone, once everything is listed that these launches may
+    /// have made a moment ago.
+    pub(super) async fn describe_when_settled(&self, launches: &[Attempt]) -> Result<Vec<Described>, Error> {
+        let mut waiting = self.pace.waiting(self.pace.eventual);
+        let mut has_said = false;
+        loop {
+            let listed = self.describe(&[tags::of_lab(&self.lab)]).await?;
+            let unseen: Vec<_> = launches.iter().flat_map(|it| it.unseen(young_since_s(), &listed)).collect();
+            if unseen.is_empty() {
+                return Ok(listed);
+            }
+            if !has_said {
+                has_said = true;
+                self.say(&format!(
+                    "AWS does not list {} yet, of a moment ago; waiting, {} s at most",
+                    unseen.join(", "),
+                    waiting.limit().as_secs()
+                ));
+            }
+            if !waiting.go_on().await {
+                return Ok(listed);
+            }
+        }
     }
 
     /// In labhost's words, ordered by fleet and slot.

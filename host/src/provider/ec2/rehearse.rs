@@ -4,10 +4,10 @@
 use aws_sdk_ec2::{primitives::Blob, types::ResourceType};
 
 use super::{
-    Ec2, image,
+    Ec2, groups, image,
     launch::Resolved,
     refusal::Refusal,
-    rules::{self, Rule},
+    rules::{self, Rule, Source},
     store::Attempt,
     tags,
 };
@@ -71,6 +71,7 @@ impl Ec2 {
             let call = call.description(format!("labhost: {name}")).vpc_id(vpc).tag_specifications(tags);
             let trial = call.send().await;
             allowed(trial.map_err(|cause| Refusal::of(format!("create security group {name}"), cause)))?;
+            self.known().planned_groups.insert(name.to_owned());
             return Ok(vec![change(Verb::Add, format!("security group {name} ({} rules)", ingress.len()))]);
         };
         let wanted = self.wanted_rules(name, ingress).await?;
@@ -86,8 +87,12 @@ impl Ec2 {
 
     async fn try_rules(&self, name: &str, id: &str, missing: &[Rule], surplus: &[Rule]) -> Result<(), Error> {
         let ec2 = &self.client().await?.ec2;
+        // AWS cannot try a rule that names a group which is not there yet.
+        let is_planned =
+            |rule: &&Rule| matches!(&rule.source, Source::Group(id) if id.starts_with(groups::PLANNED));
+        let missing: Vec<_> = missing.iter().filter(|rule| !is_planned(rule)).collect();
         if !missing.is_empty() {
-            let permissions = missing.iter().map(rules::permission).collect();
+            let permissions = missing.iter().map(|rule| rules::permission(rule)).collect();
             let call = ec2.authorize_security_group_ingress().dry_run(true).group_id(id);
             let trial = call.set_ip_permissions(Some(permissions)).send().await;
             allowed(trial.map_err(|cause| Refusal::of(format!("open security group {name}"), cause)))?;

@@ -13,6 +13,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aws_sdk_ec2::types::Instance as Described;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -47,7 +48,9 @@ impl HostKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Attempt {
     /// The lab's token.
-    token: String,
+    pub(super) token: String,
+    #[serde(default)]
+    pub(super) fleet: String,
     /// Raised when the instances of the last call with this token are gone.
     pub(super) generation: u32,
     /// Subnets in the order in which they are tried, and which one it is at.
@@ -57,6 +60,9 @@ pub(super) struct Attempt {
     pub(super) first: HostKey,
     /// The key that each member gets at its first login, by launch index.
     pub(super) own: Vec<HostKey>,
+    /// When the call was last made, in seconds since the epoch; 0 once AWS has said that it made nothing.
+    #[serde(default)]
+    pub(super) asked_at_s: u64,
     /// What the call made, and when, in seconds since the epoch; empty until it was answered.
     pub(super) ids: Vec<String>,
     pub(super) made_at_s: u64,
@@ -65,8 +71,40 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) fn new(launch: &Launch, subnets: Vec<String>) -> Result<Self, Error> {
         let own = launch.slots.iter().map(|_| HostKey::draw()).collect::<Result<_, _>>()?;
-        let (token, first) = (launch.token.clone(), HostKey::draw()?);
-        Ok(Self { token, generation: 0, subnets, at: 0, first, own, ids: Vec::new(), made_at_s: 0 })
+        Ok(Self {
+            token: launch.token.clone(),
+            fleet: launch.fleet.clone(),
+            generation: 0,
+            subnets,
+            at: 0,
+            first: HostKey::draw()?,
+            own,
+            asked_at_s: 0,
+            ids: Vec::new(),
+            made_at_s: 0,
+        })
+    }
+
+    /// Another call than the last, which made nothing that is still there.
+    pub(super) fn next_generation(&mut self) {
+        self.generation += 1;
+        self.ids.clear();
+        self.made_at_s = 0;
+    }
+
+    /// What this launch may have made since that time and `listed` does not show, in words. A listing lags behind,
+    /// and a labhost that was killed during the call never learnt what it made.
+    pub(super) fn unseen(&self, since_s: u64, listed: &[Described]) -> Vec<String> {
+        if self.asked_at_s.max(self.made_at_s) < since_s {
+            return Vec::new();
+        }
+        if self.ids.is_empty() {
+            let token = self.client_token();
+            let is_there = listed.iter().any(|it| it.client_token() == Some(&token));
+            return if is_there { Vec::new() } else { vec![format!("a launch of {}", self.fleet)] };
+        }
+        let is_there = |id: &&String| listed.iter().any(|it| it.instance_id() == Some(id));
+        self.ids.iter().filter(|id| !is_there(id)).cloned().collect()
     }
 
     /// The client token of the call: another one for each generation and zone, because a token stands for one call.
@@ -181,6 +219,22 @@ mod tests {
         tokens.dedup();
         assert_eq!(tokens.len(), 3);
         assert!(tokens.iter().all(|token| token.len() <= 64 && token.is_ascii()));
+    }
+
+    #[test]
+    fn launch_is_unseen_until_its_instances_are_listed() {
+        let mut attempt = Attempt::new(&launch(), Vec::new()).unwrap();
+        let listed =
+            |id: &str, token: String| [Described::builder().instance_id(id).client_token(token).build()];
+        assert!(attempt.unseen(50, &[]).is_empty(), "it was not asked for");
+        attempt.asked_at_s = 60;
+        assert_eq!(attempt.unseen(50, &listed("i-9", "other".into())), ["a launch of app"]);
+        assert!(attempt.unseen(61, &[]).is_empty(), "AWS knows by now what it has made");
+        assert!(attempt.unseen(50, &listed("i-1", attempt.client_token())).is_empty());
+        attempt.ids = vec!["i-1".into(), "i-2".into()];
+        assert_eq!(attempt.unseen(50, &listed("i-1", attempt.client_token())), ["i-2"]);
+        attempt.next_generation();
+        assert_eq!(attempt.unseen(50, &listed("i-1", "of the last".into())), ["a launch of app"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Teardown: everything with this lab's tag, in the order in which AWS lets it go, and a last look.
 //!
-//! 1. terminate all instances in one call and wait: until they are terminated their interfaces hold the groups;
+//! 1. terminate all instances in one call, those too that AWS does not list yet, and wait: until they are terminated their interfaces hold the groups;
 //! 2. revoke rules that let groups into each other;
 //! 3. delete the groups, again and again while something holds them, and say what;
 //! 4. delete the key pair;
@@ -94,7 +94,7 @@ impl Ec2 {
 
     /// Removes everything; returns what could not be removed.
     pub(super) async fn remove_all(&self, keep_bootstrap: bool) -> Result<Vec<String>, Error> {
-        let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
+        let all = self.describe_when_settled(&self.store.attempts()).await?;
         let ids: Vec<_> = all
             .iter()
             .filter(|it| view::state(it) != State::Terminated)

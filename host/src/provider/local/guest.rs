@@ -19,7 +19,8 @@
 //! A definition is JSON: `exec` (one command, run by `/bin/sh -c 'exec COMMAND'` in the home directory), and if
 //! wanted `env` (a map), `restart` (`always`, `on-failure`, `no`; always if not said), `hash` (any text; a new
 //! one restarts the service), `reload_hash` (any text; when only it is new, the service gets SIGHUP),
-//! `stop_timeout` (`"10s"`, at most 5 minutes). A service that ends by itself is started again after 100 ms,
+//! `stop_timeout` (`"10s"`, at most 5 minutes), `handover` (`true` for a program that takes over from the one that
+//! runs: a restart starts the new process first, and when that fails the old one goes on). A service that ends by itself is started again after 100 ms,
 //! 200 ms, and so on; after five lives of under 5 s in a row it is `failed`.
 //!
 //! `apply` prints `{"changed": BOOL, "service": STATUS}`; `remove` prints `{"removed": NAME}`; `host-key` and
@@ -40,13 +41,14 @@ use std::{
 };
 
 use super::{
-    log, unit,
+    keeper, log, unit,
     wire::{Act, Answer, REQUEST_BYTES_MAX, Request, ask_blocking},
 };
 use crate::{Error, Kind, error::Context};
 
-/// Longer than the longest stop.
-const PATIENCE: Duration = Duration::from_secs(unit::STOP_TIMEOUT_MAX.as_secs() + 10);
+/// Longer than the longest stop and the longest hand-over.
+const PATIENCE: Duration =
+    Duration::from_secs(unit::STOP_TIMEOUT_MAX.as_secs() + keeper::HAND_OVER_PATIENCE.as_secs() + 10);
 
 /// Lines that `logs` shows if not told.
 const LINES: usize = 100;

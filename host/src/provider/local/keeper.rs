@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, SystemTime},
 };
@@ -33,7 +33,10 @@ const ORDERS_MAX: usize = 16;
 /// How long the end of a process's output is waited for after its exit: a grandchild may hold the pipe.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What is wanted of a service; the answer says whether anything was done.
+/// How long a successor may take until it has taken over, beside the time that the old process has to stop.
+pub(super) const HAND_OVER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is wanted of a service; the answer says whether anything was done, or why it could not be.
 pub(super) enum Order {
     Apply(Box<Definition>),
     Start,
@@ -44,7 +47,8 @@ pub(super) enum Order {
     End(Duration),
 }
 
-type Envelope = (Order, oneshot::Sender<bool>);
+type Done = Result<bool, String>;
+type Envelope = (Order, oneshot::Sender<Done>);
 
 /// A handle of one service's task; the task ends when the last handle is gone.
 #[derive(Debug, Clone)]
@@ -79,9 +83,10 @@ impl Unit {
 
     pub(super) async fn order(&self, order: Order) -> Result<bool, Error> {
         let (reply, answer) = oneshot::channel();
-        let gone = || Error::host(format!("service {} is being removed", self.status.borrow().name));
-        self.orders.send((order, reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
+        let failed = |why: &str| Error::host(format!("service {} {why}", self.status.borrow().name));
+        let gone = "is being removed";
+        self.orders.send((order, reply)).await.map_err(|_| failed(gone))?;
+        answer.await.map_err(|_| failed(gone))?.map_err(|why| failed(&why))
     }
 }
 
@@ -136,39 +141,80 @@ impl Keeper {
         }
     }
 
-    async fn obey(&mut self, order: Order) -> bool {
+    async fn obey(&mut self, order: Order) -> Done {
         match order {
             Order::Apply(definition) => return self.apply(*definition).await,
-            Order::Start if matches!(self.life, Life::Up(_)) => return false,
+            Order::Start if matches!(self.life, Life::Up(_)) => return Ok(false),
             Order::Start => self.start(),
             Order::Stop => self.stop(Duration::MAX).await,
-            Order::Restart => {
-                self.stop(Duration::MAX).await;
-                self.start();
+            Order::Restart if self.definition.handover => {
+                return self.hand_over(self.definition.clone()).await;
             }
-            Order::Reload => return self.reload(),
+            Order::Restart => self.renew(self.definition.clone()).await,
+            Order::Reload => return Ok(self.reload()),
             Order::End(grace) => self.stop(grace).await,
         }
-        true
+        Ok(true)
     }
 
-    async fn apply(&mut self, definition: Definition) -> bool {
+    async fn apply(&mut self, next: Definition) -> Done {
         let is_meant_to_run = matches!(self.life, Life::Up(_) | Life::Waiting(_));
-        match self.definition.change_to(&definition) {
-            Change::Nothing if is_meant_to_run => return false,
+        match self.definition.change_to(&next) {
+            Change::Nothing if is_meant_to_run => return Ok(false),
             Change::Reload if is_meant_to_run => {
-                self.definition = definition;
+                self.definition = next;
                 // One that waits for its start reads the new files then.
                 self.reload();
-                return true;
             }
-            _ => {}
+            Change::HandOver => return self.hand_over(next).await,
+            _ => self.renew(next).await,
         }
+        Ok(true)
+    }
+
+    /// Stops what runs, and starts it as `next` says.
+    async fn renew(&mut self, next: Definition) {
         self.stop(Duration::MAX).await;
+        self.define(next);
+        self.start();
+    }
+
+    fn define(&mut self, definition: Definition) {
         self.status.send_modify(|status| status.hash.clone_from(&definition.hash));
         self.definition = definition;
-        self.start();
-        true
+    }
+
+    /// Starts `next` beside the running process, which ends because of that. A successor that ends first changes
+    /// nothing; one that does neither in time is no successor, and the old process is stopped for it.
+    async fn hand_over(&mut self, next: Definition) -> Done {
+        let Life::Up(old) = &mut self.life else {
+            self.renew(next).await;
+            return Ok(true);
+        };
+        let cannot = |cause| format!("goes on as it was: its successor cannot be started: {cause}");
+        let mut successor = try_spawn(&next, &self.around, &self.log).map_err(cannot)?;
+        let patience = HAND_OVER_PATIENCE + self.definition.stop_timeout.0;
+        let has_ended = tokio::select! {
+            _ = old.child.wait() => true,
+            () = tokio::time::sleep(patience) => false,
+            ended = successor.child.wait() => {
+                successor.finish().await;
+                let status = ended.map_or(255, process::exit_code);
+                return Err(format!("goes on as it was: its successor ended with status {status}; its log says why"));
+            }
+        };
+        match std::mem::replace(&mut self.life, Life::Down) {
+            Life::Up(old) if has_ended => old.finish().await,
+            life => {
+                self.life = life;
+                self.stop(Duration::MAX).await;
+            }
+        }
+        self.define(next);
+        self.history = History::default();
+        self.status.send_modify(|status| status.restarts = 0);
+        self.rise(successor);
+        Ok(true)
     }
 
     /// Starts on request: what happened before is forgotten.
@@ -182,12 +228,8 @@ impl Keeper {
         if matches!(self.life, Life::Waiting(_)) {
             self.status.send_modify(|status| status.restarts += 1);
         }
-        match self.try_spawn() {
-            Ok(process) => {
-                let pid = process.group.id();
-                self.life = Life::Up(Box::new(process));
-                self.publish(State::Running, Some(pid));
-            }
+        match try_spawn(&self.definition, &self.around, &self.log) {
+            Ok(process) => self.rise(process),
             Err(cause) => {
                 self.note(&format!("labhost: the service cannot be started: {cause}\n"));
                 self.decide(126, Duration::ZERO);
@@ -195,17 +237,10 @@ impl Keeper {
         }
     }
 
-    fn try_spawn(&self) -> io::Result<Process> {
-        let (reader, writer) = io::pipe()?;
-        let log = Log::open(self.log.clone())?;
-        let script = format!("exec {}", self.definition.exec);
-        let mut command = process::command("/bin/sh", &["-c", &script], &self.around);
-        command.envs(&self.definition.env);
-        command.stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
-        let child = command.spawn()?;
-        let group = Group::of(&child).ok_or_else(|| io::Error::other("it ended at once"))?;
-        let reader = pipe::Receiver::from_owned_fd(reader.into())?;
-        Ok(Process { child, group, output: tokio::spawn(collect(reader, log)), started: Instant::now() })
+    fn rise(&mut self, process: Process) {
+        let pid = process.group.id();
+        self.life = Life::Up(Box::new(process));
+        self.publish(State::Running, Some(pid));
     }
 
     async fn on_exit(&mut self, status: i32) {
@@ -264,6 +299,19 @@ impl Keeper {
         // When the log cannot be written there is nowhere else to say it.
         let _ = Log::open(self.log.clone()).and_then(|mut log| log.write(text.as_bytes()));
     }
+}
+
+fn try_spawn(definition: &Definition, around: &Surroundings, log: &Path) -> io::Result<Process> {
+    let (reader, writer) = io::pipe()?;
+    let log = Log::open(log.to_owned())?;
+    let script = format!("exec {}", definition.exec);
+    let mut command = process::command("/bin/sh", &["-c", &script], around);
+    command.envs(&definition.env);
+    command.stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
+    let child = command.spawn()?;
+    let group = Group::of(&child).ok_or_else(|| io::Error::other("it ended at once"))?;
+    let reader = pipe::Receiver::from_owned_fd(reader.into())?;
+    Ok(Process { child, group, output: tokio::spawn(collect(reader, log)), started: Instant::now() })
 }
 
 impl Life {

@@ -67,6 +67,7 @@ impl Supervisor {
             )));
         }
         let path = self.definitions.join(format!("{name}.json"));
+        let old = fs::read(&path);
         serde_json::to_vec_pretty(&definition)
             .map_err(io::Error::from)
             .and_then(|text| write_atomic(&path, &text))
@@ -77,7 +78,12 @@ impl Supervisor {
             Some(unit) => (unit, Order::Apply(Box::new(definition))),
             None => (self.create(name, definition), Order::Start),
         };
-        Ok((unit.order(order).await?, unit.status()))
+        let done = unit.order(order).await;
+        if let (Err(_), Ok(old)) = (&done, old) {
+            // What goes on as it was must come back like that after a boot, too. If the disk is full, it does not.
+            let _ = write_atomic(&path, &old);
+        }
+        Ok((done?, unit.status()))
     }
 
     pub(super) async fn start(&self, name: &str) -> Result<Status, Error> {

@@ -44,6 +44,10 @@ pub(super) struct Definition {
     /// From SIGTERM to SIGKILL.
     #[serde(default = "stop_timeout")]
     pub(super) stop_timeout: Span,
+    /// The program takes over from the one that runs: a restart starts the new process first, and the old one ends
+    /// because of that.
+    #[serde(default)]
+    pub(super) handover: bool,
 }
 
 /// What a new definition asks of a service that runs.
@@ -51,6 +55,8 @@ pub(super) struct Definition {
 pub(super) enum Change {
     Nothing,
     Reload,
+    /// A restart without a gap.
+    HandOver,
     Restart,
 }
 
@@ -61,7 +67,13 @@ impl Definition {
             return Change::Nothing;
         }
         let same_but_files = Self { reload_hash: next.reload_hash.clone(), ..self.clone() };
-        if same_but_files == *next { Change::Reload } else { Change::Restart }
+        if same_but_files == *next {
+            Change::Reload
+        } else if self.handover && next.handover {
+            Change::HandOver
+        } else {
+            Change::Restart
+        }
     }
 }
 
@@ -181,6 +193,9 @@ mod tests {
         assert_eq!(old.change_to(&old), Change::Nothing);
         assert_eq!(old.change_to(&files), Change::Reload);
         assert_eq!(old.change_to(&both), Change::Restart);
+        let handing = |it: &Definition| Definition { handover: true, ..it.clone() };
+        assert_eq!(handing(&old).change_to(&handing(&both)), Change::HandOver);
+        assert_eq!(old.change_to(&handing(&both)), Change::Restart, "what runs does not know how");
     }
 
     const SHORT: Duration = Duration::from_millis(10);

@@ -163,7 +163,8 @@ impl Order {
         let key = self.key.clone().expect("a launch that is no trial names its key");
         let (missing, dies, late) = {
             let mut faults = fake.faults();
-            let missing = usize::from(std::mem::take(&mut faults.is_launch_partial));
+            // A launch of one is made or not made.
+            let missing = usize::from(std::mem::take(&mut faults.is_launch_partial) && self.count > 1);
             (missing, std::mem::take(&mut faults.dies_at_boot), faults.ssh_late.take())
         };
         let boot = Boot {

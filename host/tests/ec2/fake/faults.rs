@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use rustix::process::{Signal, kill_process};
+
 use super::xml::Refused;
 
 /// When a planned failure happens.
@@ -46,9 +48,40 @@ pub(crate) struct Faults {
     /// All calls after this many more fail with ExpiredToken.
     pub(crate) expires_after: Option<u32>,
     pub(crate) planned: VecDeque<Planned>,
+    /// Kills a labhost in one of its calls.
+    pub(crate) strike: Option<Strike>,
+}
+
+/// `kill -9` for a process while one of its calls is on its way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strike {
+    pub(crate) victim: rustix::process::Pid,
+    /// The action of the call; any when `None`.
+    pub(crate) action: Option<&'static str>,
+    /// Such calls that are answered before.
+    pub(crate) calls: u32,
+    /// Whether the call itself is carried out.
+    pub(crate) is_carried_out: bool,
+}
+
+impl Strike {
+    /// The victim is a child of this very process that has not been waited for.
+    pub(crate) fn fall(self) {
+        let _ = kill_process(self.victim, Signal::KILL);
+    }
 }
 
 impl Faults {
+    /// Counts a call; the strike, when it is its turn.
+    pub(crate) fn next_strike(&mut self, action: &str) -> Option<Strike> {
+        let strike = self.strike.as_mut().filter(|it| it.action.is_none_or(|wanted| wanted == action))?;
+        if strike.calls == 0 {
+            return self.strike.take();
+        }
+        strike.calls -= 1;
+        None
+    }
+
     /// The failure that is planned for this call, if any.
     pub(crate) fn next(&mut self, action: &str) -> Option<(When, Refused)> {
         if let Some(left) = &mut self.expires_after {

@@ -16,7 +16,7 @@ use labhost::provider::{Provider as _, local::Local};
 use tokio::{net::TcpListener, runtime::Runtime};
 
 mod acts;
-mod faults;
+pub(crate) mod faults;
 pub(crate) mod hosts;
 mod http;
 mod query;
@@ -116,6 +116,16 @@ impl Cloud {
 
     fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().expect("it is there until the fake is dropped")
+    }
+
+    /// From now on two living members of one name are a violation. Labs that replace members have them for a while.
+    pub(crate) fn forbid_duplicates(&self) {
+        self.with(|world| world.is_duplicate_forbidden = true);
+    }
+
+    /// What was not allowed so far; not asserted any more when the fake is dropped.
+    pub(crate) fn take_violations(&self) -> Vec<String> {
+        self.with(|world| std::mem::take(&mut world.violations))
     }
 
     /// What a lab has left, in words.
@@ -310,6 +320,11 @@ impl Fake {
         let version = params.take("Version").unwrap_or_default();
         let is_dry = params.flag("DryRun");
         world.calls.push(Call { action: action.clone(), is_dry });
+        let strike = self.faults().next_strike(&action);
+        if let Some(strike) = strike.filter(|it| !it.is_carried_out) {
+            strike.fall();
+            return None;
+        }
         let planned = self.faults().next(&action);
         if let Some((When::Instead, refused)) = &planned {
             return Some(if service == "sts" { refused.sts_answer() } else { refused.answer(number) });
@@ -324,6 +339,11 @@ impl Fake {
         self.look_at_hosts(&mut world);
         let reply = self.act(&mut world, &action, &mut params, is_dry).await;
         self.hosts.open(world.doors());
+        world.check_members();
+        if let Some(strike) = strike {
+            strike.fall();
+            return None;
+        }
         let leftover = params.leftover();
         if reply.is_ok() && !leftover.is_empty() {
             world.violations.push(format!("{action}: unknown parameters {leftover:?}"));

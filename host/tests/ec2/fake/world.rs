@@ -147,6 +147,9 @@ pub(crate) struct World {
     pub(crate) calls: Vec<Call>,
     /// What no client of EC2 may do.
     pub(crate) violations: Vec<String>,
+    pub(crate) is_duplicate_forbidden: bool,
+    /// Instances that a lab may replace, because its state was lost and nobody can log in to them.
+    pub(crate) orphans: Vec<String>,
     last: u64,
 }
 
@@ -155,6 +158,22 @@ impl World {
     pub(crate) fn number(&mut self) -> u64 {
         self.last += 1;
         self.last
+    }
+
+    /// Notes members of a fleet that are there twice.
+    pub(crate) fn check_members(&mut self) {
+        if !self.is_duplicate_forbidden {
+            return;
+        }
+        let mut seen: BTreeMap<(&str, &str, &str), &str> = BTreeMap::new();
+        for it in self.machines.iter().filter(|it| it.is_living() && !self.orphans.contains(&it.id)) {
+            let tag = |key: &str| it.tags.get(key).map_or("", String::as_str);
+            let slot = tag("labhost:slots").split(',').nth(it.index).unwrap_or("");
+            let member = (tag("labhost:lab"), tag("labhost:fleet"), slot);
+            if let Some(other) = seen.insert(member, &it.id) {
+                self.violations.push(format!("{member:?} is there twice: {other} and {}", it.id));
+            }
+        }
     }
 
     pub(crate) fn group(&mut self, id: &str) -> Option<&mut Group> {

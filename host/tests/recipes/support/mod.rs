@@ -4,7 +4,7 @@
 mod http;
 mod lab;
 mod process;
-mod programs;
+pub(crate) mod programs;
 mod running;
 
 pub(crate) use http::get;
