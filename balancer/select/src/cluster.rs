@@ -128,6 +128,8 @@ pub struct Cluster {
     view: Arc<View>,
     policy: Box<dyn Policy>,
     random: Random,
+    /// How many candidates are drawn; `None` looks at all.
+    sample: Option<usize>,
     candidates: Vec<u32>,
     /// That of all backends.
     epoch: Option<Instant>,
@@ -144,9 +146,11 @@ impl Cluster {
     /// A picker with a policy of the caller's own.
     #[must_use]
     pub fn with_policy(view: Arc<View>, policy: Box<dyn Policy>, seed: u64) -> Self {
-        let candidates = Vec::with_capacity(view.backends.len());
+        let count = view.backends.len();
+        let sample = policy.sample(count).filter(|wanted| wanted * SAMPLED_ABOVE < count);
+        let candidates = Vec::with_capacity(count);
         let epoch = view.backends.first().map(|backend| backend.epoch());
-        Self { view, policy, random: Random::new(!seed), candidates, epoch, latest_ns: 0 }
+        Self { view, policy, random: Random::new(!seed), sample, candidates, epoch, latest_ns: 0 }
     }
 
     #[must_use]
@@ -207,7 +211,7 @@ impl Cluster {
     fn enter(&self, backend: usize, now_ns: u64) -> Option<u32> {
         let backend = &self.view.backends[backend];
         let before = backend.enter(now_ns);
-        if before > 0 && backend.is_on_trial(self.view.ejection.failures_in_row) {
+        if before > 0 && backend.is_on_trial() {
             backend.leave();
             return None;
         }
@@ -249,17 +253,14 @@ impl Cluster {
     /// Fills the candidates: enough of those that are up, else all that are. When there are none, those that only a
     /// guess keeps out, and says so.
     fn gather(&mut self, tried: &[usize], now_ns: u64) -> bool {
-        let count = self.view.backends.len();
         self.candidates.clear();
-        if let Some(wanted) = self.policy.sample(count)
-            && wanted * SAMPLED_ABOVE < count
-        {
+        if let Some(wanted) = self.sample {
             self.draw(wanted, tried, now_ns);
         }
         if self.candidates.is_empty() {
-            let all = 0..count as u32;
-            let taken = all.filter(|&index| may_take(&self.view, index as usize, tried, now_ns));
-            self.candidates.extend(taken);
+            let backends = self.view.backends.iter().enumerate();
+            let taken = backends.filter(|(index, b)| b.may_take(now_ns) && !tried.contains(index));
+            self.candidates.extend(taken.map(|(index, _)| index as u32));
         }
         if !self.candidates.is_empty() {
             return false;
@@ -284,19 +285,11 @@ impl Cluster {
     }
 
     fn may_take(&self, index: usize, tried: &[usize], now_ns: u64) -> bool {
-        may_take(&self.view, index, tried, now_ns)
+        self.view.backends[index].may_take(now_ns) && !tried.contains(&index)
     }
 
     fn advance(&mut self, now_ns: u64) -> u64 {
         self.latest_ns = self.latest_ns.max(now_ns);
         self.latest_ns
     }
-}
-
-/// Whether a backend is up, was not tried, and is not busy with its trial.
-fn may_take(view: &View, index: usize, tried: &[usize], now_ns: u64) -> bool {
-    let backend = &view.backends[index];
-    backend.health_at(now_ns) == Health::Up
-        && !tried.contains(&index)
-        && !(backend.is_on_trial(view.ejection.failures_in_row) && backend.in_flight() > 0)
 }

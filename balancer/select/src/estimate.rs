@@ -18,6 +18,9 @@ const SURPRISE: f64 = 2.0;
 /// A sample counts as at most this many times what was expected, so that one request in a hundred that takes a
 /// hundred times as long does not decide where the others go.
 const SAMPLE_MAX: f64 = 20.0;
+/// A backend that has requests and says nothing for this many times the usual distance of its answers is losing.
+/// With exponential distances that happens once in 20,000 answers.
+const SILENCE: f64 = 10.0;
 /// Time constant with which failures are forgiven while no request is sent.
 const FORGIVE_NS: f64 = 2e9;
 /// A request that fails is as bad as one that takes this long: far above any latency worth balancing on, so that a
@@ -59,6 +62,8 @@ pub(crate) fn price(latency_ns: f64) -> f64 {
 pub(crate) struct Averages {
     /// Read by every choice: [`price`] of the latency per request, 0 while unknown.
     price: AtomicU64,
+    /// Silence that is longer than this is too long; 0 while unknown.
+    overdue_ns: AtomicU64,
     failing: AtomicU64,
     /// When a request last ended, or the backend was last idle and got one: since then it has been silent.
     heard_ns: AtomicU64,
@@ -105,8 +110,14 @@ impl Averages {
         now_ns.saturating_sub(self.updated_ns.load(Relaxed))
     }
 
-    /// For how long a backend that has requests has said nothing.
-    pub(crate) fn silent_ns(&self, now_ns: u64) -> u64 {
+    /// For how long a backend that has requests has said nothing, over [`SILENCE`] times the usual distance of its
+    /// answers; at least 1.
+    pub(crate) fn silence(&self, now_ns: u64) -> f64 {
+        let (silent_ns, overdue_ns) = (self.silent_ns(now_ns), self.overdue_ns.load(Relaxed));
+        if silent_ns > overdue_ns && overdue_ns > 0 { silent_ns as f64 / overdue_ns as f64 } else { 1.0 }
+    }
+
+    fn silent_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.heard_ns.load(Relaxed))
     }
 
@@ -157,12 +168,16 @@ impl Averages {
         let latency_ns = load(&self.latency_ns) * kept + latency_ns.max(1.0);
         store(&self.in_flight, in_flight);
         store(&self.latency_ns, latency_ns);
-        store(&self.price, price(latency_ns / in_flight));
+        let latency_ns = latency_ns / in_flight;
+        store(&self.price, price(latency_ns));
+        self.overdue_ns.store((SILENCE * latency_ns) as u64, Relaxed);
     }
 
     /// Forgets everything, as for a backend that has just come back.
     pub(crate) fn forget(&self) {
-        for number in [&self.price, &self.failing, &self.count, &self.in_flight, &self.latency_ns] {
+        for number in
+            [&self.price, &self.overdue_ns, &self.failing, &self.count, &self.in_flight, &self.latency_ns]
+        {
             number.store(0, Relaxed);
         }
         self.samples.store(0, Relaxed);

@@ -9,9 +9,6 @@ use crate::random::Random;
 /// Costs within this share of the smallest are equal: what differs less is noise, and following noise sends
 /// every thread to one backend.
 const TIE_BAND: f64 = 0.05;
-/// A backend that has requests and says nothing for this many times the usual distance of its answers is losing.
-/// With exponential distances that happens once in 20,000 answers.
-const SILENCE: f64 = 10.0;
 /// How often a thread takes the cluster's median anew and looks for what is worth exploring.
 const REVIEW_NS: u64 = 20_000_000;
 /// Latency per request while nothing is known. With one value for all, the policy is least-outstanding.
@@ -25,7 +22,7 @@ const SAMPLE: usize = 8;
 const SCAN_MAX: usize = 32;
 
 /// Takes the candidate with the smallest `(in flight + 1) x latency^(3/4) x silence + failures`, where latency is the
-/// backend's average latency per request in flight, silence is how long it has said nothing over [`SILENCE`] times
+/// backend's average latency per request in flight, silence is how long it has said nothing over ten times
 /// the usual distance of its answers (at least 1), and failures is the share of its requests that failed lately times
 /// what a failure costs. Among costs within 5 % of the smallest it takes the fewest in flight, then chance.
 ///
@@ -73,24 +70,21 @@ impl ExpectedLatency {
             price => price,
         };
         if in_flight > 0 {
-            cost *= f64::from(in_flight + 1);
-            let due_ns = SILENCE * averages.latency_per_request_ns();
-            let silent_ns = averages.silent_ns(now_ns) as f64;
-            if silent_ns > due_ns && due_ns > 0.0 {
-                cost *= silent_ns / due_ns;
-            }
+            cost *= f64::from(in_flight + 1) * averages.silence(now_ns);
         }
         (cost + averages.failure_price(now_ns), in_flight)
     }
 
     fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
+        let mut costs = std::mem::take(&mut self.costs);
+        costs.clear();
         let mut least = f64::INFINITY;
-        self.costs.clear();
-        for &candidate in candidates {
+        costs.extend(candidates.iter().map(|&candidate| {
             let cost = self.cost(&view.backends()[candidate as usize], now_ns);
             least = least.min(cost.0);
-            self.costs.push(cost);
-        }
+            cost
+        }));
+        self.costs = costs;
         least
     }
 
