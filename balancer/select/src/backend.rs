@@ -44,10 +44,10 @@ const SUSPECT: u32 = 4;
 
 /// Shared state of one backend: in-flight count, health, averages.
 ///
-/// Everything that a choice reads lies in one or two cache lines of its own, so that busy neighbours do not slow
-/// each other down.
+/// Everything that a choice reads lies in the first cache line, and no line is shared with a neighbour, so that busy
+/// ones do not slow each other down.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Backend {
     in_flight: AtomicU32,
     doubts: AtomicU32,

@@ -258,9 +258,11 @@ impl Cluster {
             self.draw(wanted, tried, now_ns);
         }
         if self.candidates.is_empty() {
-            let backends = self.view.backends.iter().enumerate();
-            let taken = backends.filter(|(index, b)| b.may_take(now_ns) && !tried.contains(index));
-            self.candidates.extend(taken.map(|(index, _)| index as u32));
+            for (index, backend) in self.view.backends.iter().enumerate() {
+                if backend.may_take(now_ns) && !tried.contains(&index) {
+                    self.candidates.push(index as u32);
+                }
+            }
         }
         if !self.candidates.is_empty() {
             return false;

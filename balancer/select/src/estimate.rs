@@ -58,7 +58,9 @@ pub(crate) fn price(latency_ns: f64) -> f64 {
 ///
 /// One thread at a time learns; a thread that finds another at it drops its sample, which an average stands, and a
 /// lock would cost every request. Readers may see a mixture of two samples' updates, which is as good as either.
+/// What a choice reads comes first.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Averages {
     /// Read by every choice: [`price`] of the latency per request, 0 while unknown.
     price: AtomicU64,
@@ -110,11 +112,23 @@ impl Averages {
         now_ns.saturating_sub(self.updated_ns.load(Relaxed))
     }
 
-    /// For how long a backend that has requests has said nothing, over [`SILENCE`] times the usual distance of its
-    /// answers; at least 1.
+    /// Whether a backend, if it has requests, has said nothing for more than [`SILENCE`] times the usual distance of
+    /// its answers.
+    pub(crate) fn is_overdue(&self, now_ns: u64) -> bool {
+        self.silent_ns(now_ns) > self.overdue_ns.load(Relaxed)
+    }
+
+    /// How many times as long as is overdue it has said nothing; 1 while its usual distance is unknown.
     pub(crate) fn silence(&self, now_ns: u64) -> f64 {
-        let (silent_ns, overdue_ns) = (self.silent_ns(now_ns), self.overdue_ns.load(Relaxed));
-        if silent_ns > overdue_ns && overdue_ns > 0 { silent_ns as f64 / overdue_ns as f64 } else { 1.0 }
+        match self.overdue_ns.load(Relaxed) {
+            0 => 1.0,
+            overdue_ns => self.silent_ns(now_ns) as f64 / overdue_ns as f64,
+        }
+    }
+
+    /// Whether any of its recent requests failed.
+    pub(crate) fn fails(&self) -> bool {
+        load(&self.failing) > 0.0
     }
 
     fn silent_ns(&self, now_ns: u64) -> u64 {

@@ -65,27 +65,46 @@ impl ExpectedLatency {
 
     fn cost(&self, backend: &Backend, now_ns: u64) -> (f64, u32) {
         let (averages, in_flight) = (backend.averages(), backend.in_flight());
-        let mut cost = match averages.price() {
+        let price = match averages.price() {
             0.0 => self.median,
             price => price,
         };
-        if in_flight > 0 {
-            cost *= f64::from(in_flight + 1) * averages.silence(now_ns);
+        let mut cost = price * (f64::from(in_flight) + 1.0);
+        // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
+        if averages.is_overdue(now_ns) && in_flight > 0 {
+            cost *= averages.silence(now_ns);
         }
-        (cost + averages.failure_price(now_ns), in_flight)
+        if averages.fails() {
+            cost += averages.failure_price(now_ns);
+        }
+        (cost, in_flight)
     }
 
+    /// The least cost of the candidates; leaves all of them in `costs`.
     fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
         let mut costs = std::mem::take(&mut self.costs);
-        costs.clear();
-        let mut least = f64::INFINITY;
-        costs.extend(candidates.iter().map(|&candidate| {
-            let cost = self.cost(&view.backends()[candidate as usize], now_ns);
-            least = least.min(cost.0);
-            cost
-        }));
+        costs.resize(candidates.len(), (0.0, 0));
+        // Bits of numbers that are not negative are ordered as the numbers are, and compared sooner.
+        let mut least = u64::MAX;
+        for (cost, &candidate) in costs.iter_mut().zip(candidates) {
+            *cost = self.cost(&view.backends()[candidate as usize], now_ns);
+            least = least.min(cost.0.to_bits());
+        }
         self.costs = costs;
-        least
+        f64::from_bits(least)
+    }
+
+    /// Position of the candidate with the fewest requests in flight among those that cost at most `bound`; chance
+    /// decides between equals. The order is put into one number, so that no branch has to be guessed.
+    fn fewest(&mut self, bound: f64) -> usize {
+        let mut least = u64::MAX;
+        let mut chance = 0;
+        for (position, &(cost, in_flight)) in self.costs.iter().enumerate() {
+            chance = if position % 8 == 0 { self.random.bits() } else { chance >> 8 };
+            let key = (u64::from(in_flight) << 32) | ((chance & 0xff) << 24) | position as u64;
+            least = least.min(if cost <= bound { key } else { u64::MAX });
+        }
+        (least & 0x00ff_ffff) as usize
     }
 
     /// Takes the median anew and looks for a backend that is worth exploring.
@@ -134,17 +153,7 @@ impl Policy for ExpectedLatency {
 
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
         let bound = self.weigh(view, candidates, now_ns) * (1.0 + TIE_BAND);
-        let (mut best, mut fewest, mut ties) = (candidates[0], u32::MAX, 0);
-        for (&candidate, &(cost, in_flight)) in candidates.iter().zip(&self.costs) {
-            if cost > bound || in_flight > fewest {
-                continue;
-            }
-            ties = if in_flight < fewest { 1 } else { ties + 1 };
-            fewest = in_flight;
-            if ties == 1 || self.random.below(ties) == 0 {
-                best = candidate;
-            }
-        }
+        let best = candidates[self.fewest(bound)];
         if let Some(chosen) = self.chosen.get_mut(best as usize) {
             *chosen = self.choices;
         }
