@@ -1,5 +1,5 @@
 //! What each policy promises, as claims on a virtual clock: no test here reads the time or sleeps.
-
+#![cfg(not(loom))]
 #![allow(
     clippy::disallowed_methods,
     reason = "a starting point for the virtual clock, which then moves by itself"

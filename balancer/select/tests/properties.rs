@@ -1,5 +1,5 @@
 //! What holds after any sequence of calls, from any number of threads.
-
+#![cfg(not(loom))]
 #![allow(
     clippy::disallowed_methods,
     reason = "a starting point for the virtual clock, which then moves by itself"

@@ -97,7 +97,7 @@ impl Policy for EnvoyPeakEwma {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

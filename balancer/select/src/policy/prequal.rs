@@ -153,7 +153,7 @@ impl Policy for Prequal {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -111,7 +111,7 @@ impl Policy for TwoChoicesPeakEwma {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
