@@ -66,11 +66,14 @@ async fn watch(shared: Arc<Shared>, generation: u64, member: Arc<Member>, probe:
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("no answer in time".to_owned()),
         };
+        let spent = clock::now().saturating_duration_since(began);
+        if failure.is_none() {
+            member.backend.probed(spent);
+        }
         let first = !member.probed.swap(true, Relaxed);
         if let Some(up) = streak.note(failure.is_none(), first, &probe) {
             change(&member, up, failure.as_deref());
         }
-        let spent = clock::now().saturating_duration_since(began);
         monoio::time::sleep(probe.interval.saturating_sub(spent)).await;
     }
 }

@@ -1,9 +1,9 @@
 //! One backend as all threads see it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::estimate::{Averages, Estimate};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Weight of a probe in the average of their latency.
 const PROBE_WEIGHT: f64 = 0.3;
@@ -34,22 +34,29 @@ impl Health {
     }
 }
 
+/// Why a backend may not simply be used, as bits of one word: a choice reads that word and, of a healthy backend,
+/// nothing more.
+const DRAINING: u32 = 1;
+/// The active probe fails.
+const DOWN: u32 = 2;
+/// It was ejected and has not had a success since. Whether it is ejected now is a matter of time.
+const SUSPECT: u32 = 4;
+
 /// Shared state of one backend: in-flight count, health, averages.
 ///
-/// Everything that a choice reads lies in one or two cache lines of its own, so that busy neighbours do not slow
-/// each other down.
+/// Everything that a choice reads lies in the first cache line, and no line is shared with a neighbour, so that busy
+/// ones do not slow each other down.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Backend {
     in_flight: AtomicU32,
-    failures_in_row: AtomicU32,
+    doubts: AtomicU32,
     averages: Averages,
-    ejected_until_ns: AtomicU64,
+    failures_in_row: AtomicU32,
     ejections: AtomicU32,
+    ejected_until_ns: AtomicU64,
     /// Average of active probes' latency in nanoseconds, as bits of an `f64`; 0 before the first.
     probe_latency: AtomicU64,
-    down: AtomicBool,
-    draining: AtomicBool,
     epoch: Instant,
     id: Box<str>,
 }
@@ -61,13 +68,12 @@ impl Backend {
     pub fn new(id: &str, epoch: Instant) -> Self {
         Self {
             in_flight: AtomicU32::new(0),
-            failures_in_row: AtomicU32::new(0),
+            doubts: AtomicU32::new(0),
             averages: Averages::default(),
-            ejected_until_ns: AtomicU64::new(0),
+            failures_in_row: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
+            ejected_until_ns: AtomicU64::new(0),
             probe_latency: AtomicU64::new(0),
-            down: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
             epoch,
             id: id.into(),
         }
@@ -99,8 +105,7 @@ impl Backend {
     /// Reports what the active probe found. A backend that comes back starts with a clean record, so that it is
     /// used at once.
     pub fn set_up(&self, up: bool) {
-        let was_down = self.down.swap(!up, Relaxed);
-        if up && was_down {
+        if self.doubt(DOWN, !up) && up {
             self.readmit();
         }
     }
@@ -125,10 +130,11 @@ impl Backend {
         self.failures_in_row.store(0, Relaxed);
         self.ejections.store(0, Relaxed);
         self.ejected_until_ns.store(0, Relaxed);
+        self.doubt(SUSPECT, false);
     }
 
     pub fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Relaxed);
+        self.doubt(DRAINING, draining);
     }
 
     pub(crate) fn epoch(&self) -> Instant {
@@ -140,9 +146,12 @@ impl Backend {
     }
 
     pub(crate) fn health_at(&self, now_ns: u64) -> Health {
-        if self.draining.load(Relaxed) {
+        let doubts = self.doubts.load(Relaxed);
+        if doubts == 0 {
+            Health::Up
+        } else if doubts & DRAINING != 0 {
             Health::Draining
-        } else if self.down.load(Relaxed) {
+        } else if doubts & DOWN != 0 {
             Health::Down
         } else if now_ns < self.ejected_until_ns.load(Relaxed) {
             Health::Ejected
@@ -151,13 +160,35 @@ impl Backend {
         }
     }
 
+    /// Whether it may be sent a request: it is up, and not busy with its trial.
+    pub(crate) fn may_take(&self, now_ns: u64) -> bool {
+        self.doubts.load(Relaxed) == 0
+            || (self.health_at(now_ns) == Health::Up && !(self.is_on_trial() && self.in_flight() > 0))
+    }
+
+    /// Whether it was ejected and has not had a success since.
+    pub(crate) fn is_on_trial(&self) -> bool {
+        self.doubts.load(Relaxed) & SUSPECT != 0
+    }
+
+    /// Sets or clears one doubt and returns whether it was there.
+    fn doubt(&self, which: u32, there: bool) -> bool {
+        let before =
+            if there { self.doubts.fetch_or(which, Relaxed) } else { self.doubts.fetch_and(!which, Relaxed) };
+        before & which != 0
+    }
+
     pub(crate) fn averages(&self) -> &Averages {
         &self.averages
     }
 
     /// Counts one more request and returns how many were there before.
-    pub(crate) fn enter(&self) -> u32 {
-        self.in_flight.fetch_add(1, Relaxed)
+    pub(crate) fn enter(&self, now_ns: u64) -> u32 {
+        let before = self.in_flight.fetch_add(1, Relaxed);
+        if before == 0 {
+            self.averages.busy(now_ns);
+        }
+        before
     }
 
     pub(crate) fn leave(&self) {
@@ -170,6 +201,9 @@ impl Backend {
         // Loads first: the common case writes nothing, so the line stays shared between threads.
         if self.failures_in_row.load(Relaxed) != 0 {
             self.failures_in_row.store(0, Relaxed);
+        }
+        if self.is_on_trial() && now_ns >= self.ejected_until_ns.load(Relaxed) {
+            self.doubt(SUSPECT, false);
         }
         let clean_since = self.ejected_until_ns.load(Relaxed).saturating_add(forget_after.as_nanos() as u64);
         if self.ejections.load(Relaxed) != 0 && now_ns > clean_since {
@@ -191,5 +225,6 @@ impl Backend {
         let doublings = self.ejections.fetch_add(1, Relaxed).min(16);
         let time = base.saturating_mul(1 << doublings).min(max);
         self.ejected_until_ns.store(now_ns.saturating_add(time.as_nanos() as u64), Relaxed);
+        self.doubt(SUSPECT, true);
     }
 }

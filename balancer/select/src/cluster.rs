@@ -1,10 +1,18 @@
 //! A thread's picker over the shared view of one cluster.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Health};
 use crate::policy::{Policy, PolicyKind, Sample};
+use crate::random::Random;
+use crate::sync::Mutex;
+
+/// A cluster is sampled when it has more than this many backends per candidate wanted; else looking at all of them is
+/// as cheap.
+const SAMPLED_ABOVE: usize = 4;
+/// Draws per candidate wanted, before the cluster is looked at as a whole.
+const DRAWS: usize = 4;
 
 /// How a request ended, as far as its backend is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +127,9 @@ impl View {
 pub struct Cluster {
     view: Arc<View>,
     policy: Box<dyn Policy>,
+    random: Random,
+    /// How many candidates are drawn; `None` looks at all.
+    sample: Option<usize>,
     candidates: Vec<u32>,
     /// That of all backends.
     epoch: Option<Instant>,
@@ -129,15 +140,17 @@ impl Cluster {
     /// `seed` should differ between threads, or they break ties alike.
     #[must_use]
     pub fn new(view: Arc<View>, policy: PolicyKind, seed: u64) -> Self {
-        Self::with_policy(view, policy.build(seed))
+        Self::with_policy(view, policy.build(seed), seed)
     }
 
     /// A picker with a policy of the caller's own.
     #[must_use]
-    pub fn with_policy(view: Arc<View>, policy: Box<dyn Policy>) -> Self {
-        let candidates = Vec::with_capacity(view.backends.len());
+    pub fn with_policy(view: Arc<View>, policy: Box<dyn Policy>, seed: u64) -> Self {
+        let count = view.backends.len();
+        let sample = policy.sample(count).filter(|wanted| wanted * SAMPLED_ABOVE < count);
+        let candidates = Vec::with_capacity(count);
         let epoch = view.backends.first().map(|backend| backend.epoch());
-        Self { view, policy, candidates, epoch, latest_ns: 0 }
+        Self { view, policy, random: Random::new(!seed), sample, candidates, epoch, latest_ns: 0 }
     }
 
     #[must_use]
@@ -147,10 +160,11 @@ impl Cluster {
 
     /// Chooses a backend and counts one request in flight on it until the ticket is finished.
     ///
-    /// Only backends that are up are candidates. When none is, those that are merely ejected are (panic mode): an
-    /// ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
-    /// the probe found down, or what drains, is never chosen. `None` means that no backend may take a request;
-    /// the caller answers 503. A `now` earlier than one already seen is treated as the latest seen.
+    /// Only backends that are up are candidates. When none is, those that are merely ejected or on trial are (panic
+    /// mode): an ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
+    /// the probe found down, or what drains, is never chosen. One whose ejection is over is on trial: it gets one
+    /// request at a time until one succeeds. `None` means that no backend may take a request; the caller answers
+    /// 503. A `now` earlier than one already seen is treated as the latest seen.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
     pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
         self.pick_other(&[], now)
@@ -161,17 +175,47 @@ impl Cluster {
     pub fn pick_other(&mut self, tried: &[usize], now: Instant) -> Option<Ticket> {
         let epoch = self.epoch?;
         let now_ns = self.advance(nanoseconds(epoch, now));
-        self.gather(Health::Up, tried, now_ns);
-        if self.candidates.is_empty() {
-            self.gather(Health::Ejected, tried, now_ns);
+        if let Some(backend) = self.policy.explore(&self.view, now_ns)
+            && self.may_take(backend, tried, now_ns)
+            && let Some(in_flight_before) = self.enter(backend, now_ns)
+        {
+            return Some(Ticket { backend, in_flight_before, picked_ns: now_ns, answered_ns: None, epoch });
         }
-        let backend = match self.candidates.as_slice() {
-            [] => return None,
-            [only] => *only as usize,
-            several => self.policy.choose(&self.view, several, now_ns),
-        };
-        let in_flight_before = self.view.backends[backend].enter();
-        Some(Ticket { backend, in_flight_before, picked_ns: now_ns, answered_ns: None, epoch })
+        let panics = self.gather(tried, now_ns);
+        loop {
+            let backend = match self.candidates.as_slice() {
+                [] => return None,
+                [only] => *only as usize,
+                several => self.policy.choose(&self.view, several, now_ns),
+            };
+            let entered = if panics {
+                Some(self.view.backends[backend].enter(now_ns))
+            } else {
+                self.enter(backend, now_ns)
+            };
+            if let Some(in_flight_before) = entered {
+                return Some(Ticket {
+                    backend,
+                    in_flight_before,
+                    picked_ns: now_ns,
+                    answered_ns: None,
+                    epoch,
+                });
+            }
+            self.candidates.retain(|&candidate| candidate as usize != backend);
+        }
+    }
+
+    /// Counts a request on a backend, unless it is on trial and another thread has just sent it one. Of several
+    /// threads one finds nobody there.
+    fn enter(&self, backend: usize, now_ns: u64) -> Option<u32> {
+        let backend = &self.view.backends[backend];
+        let before = backend.enter(now_ns);
+        if before > 0 && backend.is_on_trial() {
+            backend.leave();
+            return None;
+        }
+        Some(before)
     }
 
     /// Takes the request off its backend and learns from its outcome; [`Outcome::Cancelled`] leaves no trace.
@@ -191,12 +235,12 @@ impl Cluster {
         match outcome {
             Outcome::Cancelled => {}
             Outcome::Success => {
-                let share = ticket.latency_ns(now_ns) as f64 / f64::from(ticket.in_flight_before + 1);
-                backend.averages().learn(Some(share), now_ns);
+                let latency_ns = ticket.latency_ns(now_ns) as f64;
+                backend.averages().learn(Some(latency_ns), ticket.in_flight_before, now_ns);
                 backend.succeeded(self.view.ejection.time_max, now_ns);
             }
             Outcome::Failure => {
-                backend.averages().learn(None, now_ns);
+                backend.averages().learn(None, 0, now_ns);
                 let limit = self.view.ejection.failures_in_row;
                 let in_row = backend.failed(ticket.picked_ns);
                 if limit > 0 && in_row >= limit {
@@ -206,13 +250,44 @@ impl Cluster {
         }
     }
 
-    fn gather(&mut self, health: Health, tried: &[usize], now_ns: u64) {
+    /// Fills the candidates: enough of those that are up, else all that are. When there are none, those that only a
+    /// guess keeps out, and says so.
+    fn gather(&mut self, tried: &[usize], now_ns: u64) -> bool {
         self.candidates.clear();
-        for (index, backend) in self.view.backends.iter().enumerate() {
-            if backend.health_at(now_ns) == health && !tried.contains(&index) {
-                self.candidates.push(index as u32);
+        if let Some(wanted) = self.sample {
+            self.draw(wanted, tried, now_ns);
+        }
+        if self.candidates.is_empty() {
+            for (index, backend) in self.view.backends.iter().enumerate() {
+                if backend.may_take(now_ns) && !tried.contains(&index) {
+                    self.candidates.push(index as u32);
+                }
             }
         }
+        if !self.candidates.is_empty() {
+            return false;
+        }
+        let guessed = |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
+        let backends = self.view.backends.iter().enumerate();
+        let untried = backends.filter(|(index, backend)| guessed(backend) && !tried.contains(index));
+        self.candidates.extend(untried.map(|(index, _)| index as u32));
+        true
+    }
+
+    fn draw(&mut self, wanted: usize, tried: &[usize], now_ns: u64) {
+        for _ in 0..wanted * DRAWS {
+            let drawn = self.random.below(self.view.backends.len());
+            if !self.candidates.contains(&(drawn as u32)) && self.may_take(drawn, tried, now_ns) {
+                self.candidates.push(drawn as u32);
+                if self.candidates.len() == wanted {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn may_take(&self, index: usize, tried: &[usize], now_ns: u64) -> bool {
+        self.view.backends[index].may_take(now_ns) && !tried.contains(&index)
     }
 
     fn advance(&mut self, now_ns: u64) -> u64 {

@@ -1,206 +1,329 @@
 //! What a backend's past says about its next request.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Time constant of both averages: how long ago counts as past. Short enough to follow a throttled machine.
-const MEMORY: Duration = Duration::from_secs(1);
-/// An estimate without new samples is believed for this long, then drifts toward the cluster's median.
-const FRESH: Duration = Duration::from_secs(2);
-/// Time constant of that drift, so that a backend that was slow is tried again within half a minute.
-const DRIFT: Duration = Duration::from_secs(5);
+use crate::sync::{
+    AtomicBool, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
+
+/// Time constant of the averages: how long ago counts as past. Short enough to follow a throttled machine.
+const MEMORY_NS: f64 = 1e9;
+/// However slowly they come, this many samples are remembered: a single one says little.
+const SAMPLES_MIN: f64 = 10.0;
+/// After this long without a sample, a backend may have changed unseen.
+pub(crate) const STALE_NS: u64 = 1_000_000_000;
+/// A first sample after that which is better by this factor replaces what was known: averaging it in would keep a
+/// backend that has healed waiting for ten more samples that it does not get.
+const SURPRISE: f64 = 2.0;
+/// A sample counts as at most this many times what was expected, so that one request in a hundred that takes a
+/// hundred times as long does not decide where the others go.
+const SAMPLE_MAX: f64 = 20.0;
+/// A backend that has requests and says nothing for this many times the usual distance of its answers is losing.
+/// With exponential distances that happens once in 20,000 answers.
+const SILENCE: f64 = 10.0;
 /// Time constant with which failures are forgiven while no request is sent.
-const FORGIVE: Duration = Duration::from_secs(2);
-/// What a certain failure costs in the comparison: far above any latency worth balancing on, so that a quick
-/// error never looks like a quick answer.
-const FAILURE_COST_NS: f64 = 1e9;
-/// A sample counts as at most so many times the average: one request with a hundred times the work says little
-/// about its backend. A backend that really became slower is followed all the same, in a few samples more.
-const OUTLIER_FACTOR: f64 = 4.0;
-/// The first samples are averaged evenly, whatever the time between them.
-const WARM_UP_SAMPLES: u32 = 16;
+const FORGIVE_NS: f64 = 2e9;
+/// A request that fails is as bad as one that takes this long: far above any latency worth balancing on, so that a
+/// quick error never looks like a quick answer.
+const FAILURE_NS: f64 = 1e9;
 
 /// A copy of one backend's averages at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
-    /// Average of latency / (requests in flight including this one), in nanoseconds. Dividing takes the queue
-    /// out of the sample, so that multiplying by the queue of the next request counts it once.
+    /// Latency over requests in flight (this one included), averaged over both, in nanoseconds; 0 before the first
+    /// answer. Dividing takes the queue out of the sample, so that multiplying by the queue of the next request
+    /// counts it once.
     pub latency_per_request_ns: f64,
     /// Share of recent requests that failed, 0..=1.
     pub failing: f64,
-    /// How long ago the last sample came.
+    /// How long ago the last request ended.
     pub age: Duration,
     /// Finished requests that were learnt from, saturating.
     pub samples: u32,
 }
 
-impl Estimate {
-    /// What one more request is expected to cost in nanoseconds with `in_flight` already there.
-    ///
-    /// `median_ns` is the cluster's median of `latency_per_request_ns`: the value of an unknown backend, and what
-    /// an old estimate drifts to. Reading changes nothing.
-    #[must_use]
-    pub fn cost_ns(&self, in_flight: u32, median_ns: f64) -> f64 {
-        let latency = self.latency_now_ns(median_ns) * f64::from(in_flight + 1);
-        if self.failing <= 0.0 {
-            return latency;
-        }
-        latency + self.failing * (-self.age.as_secs_f64() / FORGIVE.as_secs_f64()).exp() * FAILURE_COST_NS
-    }
-
-    fn latency_now_ns(&self, median_ns: f64) -> f64 {
-        if self.latency_per_request_ns <= 0.0 {
-            return median_ns;
-        }
-        let Some(old) = self.age.checked_sub(FRESH) else {
-            return self.latency_per_request_ns;
-        };
-        let kept = (-old.as_secs_f64() / DRIFT.as_secs_f64()).exp();
-        median_ns + (self.latency_per_request_ns - median_ns) * kept
-    }
+/// Latency to the power of 3/4: what a place in a backend's queue is worth.
+///
+/// With exponent 1 each request goes where it is answered first. That is best for it and not for those behind it:
+/// under load every request also delays the later ones of its backend, and the fast backends have more of them. In
+/// a static split that minimises the mean (Kleinrock, 1964), the cost of one more request in a busy M/M/1 queue is
+/// (q + 1) / (mu - lambda) with mu - lambda proportional to sqrt(mu): exponent 1/2. When nothing waits it is
+/// (q + 1) / mu: exponent 1. 3/4 lies between, and is less than 2 % behind the better of the two at any load tried.
+pub(crate) fn price(latency_ns: f64) -> f64 {
+    let root = latency_ns.sqrt();
+    root * root.sqrt()
 }
 
 /// The averages as threads share them.
 ///
-/// Two threads that learn at once may lose one of the two samples: an average stands that, and a lock or a
-/// retry loop would cost every request.
+/// One thread at a time learns; a thread that finds another at it drops its sample, which an average stands, and a
+/// lock would cost every request. Readers may see a mixture of two samples' updates, which is as good as either.
+/// What a choice reads comes first.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Averages {
-    latency_ns: AtomicU64,
+    /// Read by every choice: [`price`] of the latency per request, 0 while unknown.
+    price: AtomicU64,
+    /// Silence that is longer than this is too long; 0 while unknown.
+    overdue_ns: AtomicU64,
     failing: AtomicU64,
+    /// When a request last ended, or the backend was last idle and got one: since then it has been silent.
+    heard_ns: AtomicU64,
     updated_ns: AtomicU64,
+    /// Decaying sums over requests: their number, those in flight, latencies.
+    count: AtomicU64,
+    in_flight: AtomicU64,
+    latency_ns: AtomicU64,
     samples: AtomicU32,
+    learning: AtomicBool,
+}
+
+fn load(number: &AtomicU64) -> f64 {
+    f64::from_bits(number.load(Relaxed))
+}
+
+fn store(number: &AtomicU64, value: f64) {
+    number.store(value.to_bits(), Relaxed);
 }
 
 impl Averages {
     pub(crate) fn read(&self, now_ns: u64) -> Estimate {
-        let age = now_ns.saturating_sub(self.updated_ns.load(Relaxed));
         Estimate {
-            latency_per_request_ns: f64::from_bits(self.latency_ns.load(Relaxed)),
-            failing: f64::from_bits(self.failing.load(Relaxed)),
-            age: Duration::from_nanos(age),
+            latency_per_request_ns: self.latency_per_request_ns(),
+            failing: load(&self.failing),
+            age: Duration::from_nanos(now_ns.saturating_sub(self.updated_ns.load(Relaxed))),
             samples: self.samples.load(Relaxed),
         }
     }
 
-    /// Learns from one finished request, a latency of more than [`OUTLIER_FACTOR`] averages as that. `latency_ns` is `None` for a failure: its time says nothing about how
-    /// long an answer takes.
-    pub(crate) fn learn(&self, latency_ns: Option<f64>, now_ns: u64) {
-        let old = self.read(now_ns);
-        let weight = weight(&old);
-        let failed = if latency_ns.is_none() { 1.0 } else { 0.0 };
-        let failing = old.failing + (failed - old.failing) * weight;
-        self.failing.store(if failing < 1e-9 { 0.0 } else { failing }.to_bits(), Relaxed);
-        if let Some(sample) = latency_ns {
-            let known = old.latency_per_request_ns > 0.0;
-            let (weight, sample) = if known {
-                (weight, sample.min(OUTLIER_FACTOR * old.latency_per_request_ns))
-            } else {
-                (1.0, sample)
-            };
-            let latency = old.latency_per_request_ns + (sample - old.latency_per_request_ns) * weight;
-            self.latency_ns.store(latency.max(1.0).to_bits(), Relaxed);
+    /// [`Estimate::latency_per_request_ns`].
+    pub(crate) fn latency_per_request_ns(&self) -> f64 {
+        let in_flight = load(&self.in_flight);
+        if in_flight > 0.0 { load(&self.latency_ns) / in_flight } else { 0.0 }
+    }
+
+    /// [`price`] of the latency per request; 0 while unknown.
+    pub(crate) fn price(&self) -> f64 {
+        load(&self.price)
+    }
+
+    /// How long ago a request last ended.
+    pub(crate) fn age_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.updated_ns.load(Relaxed))
+    }
+
+    /// Whether a backend, if it has requests, has said nothing for more than [`SILENCE`] times the usual distance of
+    /// its answers.
+    pub(crate) fn is_overdue(&self, now_ns: u64) -> bool {
+        self.silent_ns(now_ns) > self.overdue_ns.load(Relaxed)
+    }
+
+    /// How many times as long as is overdue it has said nothing; 1 while its usual distance is unknown.
+    pub(crate) fn silence(&self, now_ns: u64) -> f64 {
+        match self.overdue_ns.load(Relaxed) {
+            0 => 1.0,
+            overdue_ns => self.silent_ns(now_ns) as f64 / overdue_ns as f64,
         }
-        self.samples.store(old.samples.saturating_add(1), Relaxed);
+    }
+
+    /// Whether any of its recent requests failed.
+    pub(crate) fn fails(&self) -> bool {
+        load(&self.failing) > 0.0
+    }
+
+    fn silent_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.heard_ns.load(Relaxed))
+    }
+
+    /// What failures make likely, in the unit of [`price`]; forgiven with time.
+    pub(crate) fn failure_price(&self, now_ns: u64) -> f64 {
+        let failing = load(&self.failing);
+        if failing <= 0.0 {
+            return 0.0;
+        }
+        failing * (-(self.age_ns(now_ns) as f64) / FORGIVE_NS).exp() * price(FAILURE_NS)
+    }
+
+    /// A request was sent to the idle backend.
+    pub(crate) fn busy(&self, now_ns: u64) {
+        self.heard_ns.store(now_ns, Relaxed);
+    }
+
+    /// Learns from one finished request that found `in_flight` others. `latency_ns` is `None` for a failure: its
+    /// time says nothing about how long an answer takes.
+    pub(crate) fn learn(&self, latency_ns: Option<f64>, in_flight: u32, now_ns: u64) {
+        if self.learning.swap(true, Acquire) {
+            return;
+        }
+        let age_ns = self.age_ns(now_ns);
+        let decay = decay(age_ns);
+        let count = load(&self.count) * decay + 1.0;
+        store(&self.count, count);
+        let failed = if latency_ns.is_none() { 1.0 } else { 0.0 };
+        let failing = load(&self.failing);
+        let failing = failing + (failed - failing) / count;
+        store(&self.failing, if failing < 1e-9 { 0.0 } else { failing });
+        if let Some(latency_ns) = latency_ns {
+            self.learn_latency(latency_ns, f64::from(in_flight) + 1.0, decay, age_ns);
+        }
+        self.samples.store(self.samples.load(Relaxed).saturating_add(1), Relaxed);
         self.updated_ns.store(now_ns, Relaxed);
+        self.heard_ns.store(now_ns, Relaxed);
+        self.learning.store(false, Release);
+    }
+
+    fn learn_latency(&self, latency_ns: f64, in_flight: f64, decay: f64, age_ns: u64) {
+        let expected_ns = self.latency_per_request_ns() * in_flight;
+        let replaces = age_ns >= STALE_NS && latency_ns * SURPRISE < expected_ns;
+        let kept = if replaces { 0.0 } else { decay };
+        let latency_ns =
+            if expected_ns > 0.0 { latency_ns.min(SAMPLE_MAX * expected_ns) } else { latency_ns };
+        let in_flight = load(&self.in_flight) * kept + in_flight;
+        let latency_ns = load(&self.latency_ns) * kept + latency_ns.max(1.0);
+        store(&self.in_flight, in_flight);
+        store(&self.latency_ns, latency_ns);
+        let latency_ns = latency_ns / in_flight;
+        store(&self.price, price(latency_ns));
+        self.overdue_ns.store((SILENCE * latency_ns) as u64, Relaxed);
     }
 
     /// Forgets everything, as for a backend that has just come back.
     pub(crate) fn forget(&self) {
+        for number in
+            [&self.price, &self.overdue_ns, &self.failing, &self.count, &self.in_flight, &self.latency_ns]
+        {
+            number.store(0, Relaxed);
+        }
         self.samples.store(0, Relaxed);
-        self.latency_ns.store(0, Relaxed);
-        self.failing.store(0, Relaxed);
     }
 }
 
-/// 1 - exp(-dt / tau) for samples at uneven distances, at least 1/(n+1) for the first few.
-fn weight(old: &Estimate) -> f64 {
-    let by_time = 1.0 - (-old.age.as_secs_f64() / MEMORY.as_secs_f64()).exp();
-    if old.samples < WARM_UP_SAMPLES { by_time.max(1.0 / f64::from(old.samples + 1)) } else { by_time }
+/// What the past keeps of its weight at a sample so long after the one before: about exp(-dt / memory), as
+/// 1 / (1 + x + x^2 / 2), which costs a division, and at least what leaves [`SAMPLES_MIN`] samples.
+fn decay(age_ns: u64) -> f64 {
+    let x = age_ns as f64 / MEMORY_NS;
+    (1.0 / (1.0 + x + 0.5 * x * x)).max(1.0 - 1.0 / SAMPLES_MIN)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
     const MS: f64 = 1e6;
     const SECOND_NS: u64 = 1_000_000_000;
 
-    #[test]
-    fn unknown_backend_costs_the_median() {
-        let averages = Averages::default();
-        assert_eq!(averages.read(0).cost_ns(0, 3.0 * MS), 3.0 * MS);
-        assert_eq!(averages.read(0).cost_ns(1, 3.0 * MS), 6.0 * MS);
+    fn latency(averages: &Averages) -> f64 {
+        averages.latency_per_request_ns() / MS
     }
 
     #[test]
     fn first_sample_is_believed_at_once() {
         let averages = Averages::default();
-        averages.learn(Some(2.0 * MS), 1);
-        assert_eq!(averages.read(1).latency_per_request_ns, 2.0 * MS);
+        assert_eq!((averages.latency_per_request_ns(), averages.price()), (0.0, 0.0));
+        averages.learn(Some(6.0 * MS), 2, 1);
+        assert_eq!(latency(&averages), 2.0);
+        assert!((averages.price() / (2.0 * MS).powf(0.75) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn queue_is_taken_out_of_the_sample() {
+        let averages = Averages::default();
+        for in_flight in [0, 3, 9, 1] {
+            averages.learn(Some(5.0 * MS * f64::from(in_flight + 1)), in_flight, 1);
+        }
+        assert!((latency(&averages) - 5.0).abs() < 1e-9);
     }
 
     #[test]
     fn estimate_follows_a_change_within_a_few_time_constants() {
         let averages = Averages::default();
         for step in 0..100 {
-            averages.learn(Some(MS), step * SECOND_NS / 100);
+            averages.learn(Some(MS), 0, step * SECOND_NS / 100);
         }
         for step in 100..400 {
-            averages.learn(Some(10.0 * MS), step * SECOND_NS / 100);
+            averages.learn(Some(10.0 * MS), 0, step * SECOND_NS / 100);
         }
-        let latency = averages.read(4 * SECOND_NS).latency_per_request_ns;
-        assert!(latency > 9.0 * MS, "{latency}");
+        assert!(latency(&averages) > 9.0, "{}", latency(&averages));
     }
 
     #[test]
-    fn one_request_of_a_hundred_times_the_work_moves_the_estimate_little() {
+    fn outlier_is_forgotten_in_seconds() {
         let averages = Averages::default();
-        for step in 0..200 {
-            averages.learn(Some(MS), step * SECOND_NS / 100);
+        let at = |step: u64| step * SECOND_NS / 100;
+        for step in 0..300 {
+            averages.learn(Some(MS), 0, at(step));
         }
-        averages.learn(Some(100.0 * MS), 2 * SECOND_NS);
-        let latency = averages.read(2 * SECOND_NS).latency_per_request_ns;
-        assert!(latency > MS && latency < 1.1 * MS, "{latency}");
+        averages.learn(Some(1000.0 * MS), 0, at(300));
+        assert!(
+            (1.1..1.3).contains(&latency(&averages)),
+            "counts as 20 among about 100: {}",
+            latency(&averages)
+        );
+        for step in 301..600 {
+            averages.learn(Some(MS), 0, at(step));
+        }
+        assert!(latency(&averages) < 1.02, "{}", latency(&averages));
     }
 
     #[test]
-    fn old_estimate_drifts_to_the_median_and_never_to_zero() {
+    fn ten_samples_are_remembered_however_slowly_they_come() {
         let averages = Averages::default();
-        averages.learn(Some(10.0 * MS), 0);
-        let at = |seconds: u64| averages.read(seconds * SECOND_NS).cost_ns(0, MS);
-        assert_eq!(at(1), 10.0 * MS);
-        assert!(at(10) < 5.0 * MS && at(10) > MS, "{}", at(10));
-        assert!((at(120) - MS).abs() < 0.01 * MS, "{}", at(120));
+        for step in 0..100 {
+            averages.learn(Some(MS), 0, step * 60 * SECOND_NS);
+        }
+        averages.learn(Some(11.0 * MS), 0, 100 * 60 * SECOND_NS);
+        assert!((latency(&averages) - 2.0).abs() < 0.01, "{}", latency(&averages));
+    }
+
+    #[test]
+    fn pleasant_surprise_after_silence_replaces_what_was_known() {
+        let averages = Averages::default();
+        averages.learn(Some(50.0 * MS), 0, 0);
+        averages.learn(Some(5.0 * MS), 0, 2 * SECOND_NS);
+        assert_eq!(latency(&averages), 5.0);
+        averages.learn(Some(50.0 * MS), 0, 4 * SECOND_NS);
+        assert!(latency(&averages) > 25.0, "an unpleasant one is averaged in");
     }
 
     #[test]
     fn reading_changes_nothing() {
         let averages = Averages::default();
-        averages.learn(Some(5.0 * MS), 0);
+        averages.learn(Some(5.0 * MS), 0, 0);
+        averages.learn(None, 0, 0);
         let before = averages.read(SECOND_NS);
+        let failure = averages.failure_price(SECOND_NS);
         for later in 1..50 {
-            let _ = averages.read(later * SECOND_NS).cost_ns(3, MS);
+            let _ = (averages.failure_price(later * SECOND_NS), averages.silent_ns(later), averages.price());
         }
-        assert_eq!(averages.read(SECOND_NS), before);
+        assert_eq!((averages.read(SECOND_NS), averages.failure_price(SECOND_NS)), (before, failure));
     }
 
     #[test]
     fn failure_costs_more_than_any_latency_and_is_forgiven_with_time() {
         let averages = Averages::default();
-        averages.learn(None, 0);
-        assert!(averages.read(0).cost_ns(0, MS) > 900.0 * MS);
-        assert!(averages.read(30 * SECOND_NS).cost_ns(0, MS) < 2.0 * MS);
+        averages.learn(None, 0, 0);
+        assert!(averages.failure_price(0) > 30.0 * price(10.0 * MS));
+        assert!(averages.failure_price(30 * SECOND_NS) < 0.1 * price(MS));
     }
 
     #[test]
-    fn one_failure_in_many_does_not_hide_the_latency() {
+    fn failures_say_nothing_about_latency() {
         let averages = Averages::default();
         for step in 0..2000 {
-            averages.learn(Some(MS), step * 1_000_000);
+            averages.learn(Some(MS), 0, step * 1_000_000);
         }
-        averages.learn(None, 2_001_000_000);
-        let latency = averages.read(2_001_000_000).latency_per_request_ns;
-        assert!((latency - MS).abs() < 1.0, "{latency}");
+        averages.learn(None, 0, 2_001_000_000);
+        assert!((latency(&averages) - 1.0).abs() < 1e-6);
+        let failing = averages.read(2_001_000_000).failing;
+        assert!((0.0005..0.002).contains(&failing), "one in about a thousand: {failing}");
+    }
+
+    #[test]
+    fn backend_is_silent_from_the_last_answer_or_the_end_of_its_idleness() {
+        let averages = Averages::default();
+        averages.learn(Some(MS), 0, 10);
+        assert_eq!(averages.silent_ns(25), 15);
+        averages.busy(20);
+        assert_eq!(averages.silent_ns(25), 5);
     }
 }

@@ -13,7 +13,9 @@ mod cluster;
 mod estimate;
 mod policy;
 mod random;
+#[cfg(not(loom))]
 pub mod sim;
+mod sync;
 
 pub use backend::{Backend, Health};
 pub use cluster::{Cluster, Ejection, Outcome, Ticket, View};

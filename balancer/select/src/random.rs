@@ -26,7 +26,7 @@ impl Random {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::Random;
 

@@ -1,5 +1,5 @@
 //! What each policy promises, as claims on a virtual clock: no test here reads the time or sleeps.
-
+#![cfg(not(loom))]
 #![allow(
     clippy::disallowed_methods,
     reason = "a starting point for the virtual clock, which then moves by itself"
@@ -390,4 +390,80 @@ fn every_policy_is_found_by_its_name() {
     assert_eq!("ours".parse(), Ok(PolicyKind::default()));
     let unknown = "fastest".parse::<PolicyKind>().expect_err("no such policy").to_string();
     assert!(unknown.contains("least-outstanding"), "{unknown}");
+}
+
+#[test]
+fn backend_on_trial_gets_one_request_at_a_time_until_one_succeeds() {
+    for policy in PolicyKind::ALL {
+        let (mut cluster, start) = backends(3, Ejection::default(), policy);
+        fail_in_a_row(&mut cluster, 2, 5, start);
+        let now = start + SECOND + 2 * MS;
+        let trial = cluster.pick_other(&[0, 1], now).expect("its ejection is over");
+        for _ in 0..50 {
+            let ticket = cluster.pick(now).expect("others are up");
+            assert_ne!(ticket.backend(), 2, "{}", policy.name());
+            cluster.finish(ticket, Outcome::Cancelled, now);
+        }
+        cluster.finish(trial, Outcome::Success, now);
+        let tickets: Vec<_> = (0..2).map(|_| cluster.pick_other(&[0, 1], now).expect("trusted")).collect();
+        tickets.into_iter().for_each(|ticket| cluster.finish(ticket, Outcome::Cancelled, now));
+    }
+}
+
+#[test]
+fn cluster_whose_only_backend_fails_is_not_throttled() {
+    let (mut cluster, start) = backends(1, Ejection::default(), PolicyKind::default());
+    fail_in_a_row(&mut cluster, 0, 50, start);
+    let tickets: Vec<_> = (0..10).map(|_| cluster.pick(start).expect("there is no other")).collect();
+    tickets.into_iter().for_each(|ticket| cluster.finish(ticket, Outcome::Cancelled, start));
+}
+
+#[test]
+fn silent_backend_is_left_before_its_first_late_answer() {
+    let (mut cluster, start) = backends(4, Ejection::default(), PolicyKind::default());
+    let mut now = start;
+    for _ in 0..400 {
+        let ticket = cluster.pick(now).expect("all are up");
+        now += MS / 4;
+        cluster.finish(ticket, Outcome::Success, now);
+    }
+    // Backend 0 says nothing from here on. It has one request, the others answer after a quarter of a millisecond.
+    let _silent = cluster.pick_other(&[1, 2, 3], now).expect("up");
+    now += 4 * MS;
+    // Two on each of the others cost more than one more on a backend that has one, unless that one is overdue.
+    let mut busy = Vec::new();
+    for _ in 0..6 {
+        busy.push(cluster.pick(now).expect("up"));
+    }
+    assert!(busy.iter().all(|ticket| ticket.backend() != 0));
+    busy.into_iter().for_each(|ticket| cluster.finish(ticket, Outcome::Cancelled, now));
+}
+
+#[test]
+fn large_cluster_is_sampled_and_its_down_backends_are_never_drawn() {
+    for policy in [PolicyKind::default(), PolicyKind::TwoChoices, PolicyKind::Random, PolicyKind::Prequal] {
+        let (mut cluster, now) = backends(1000, Ejection::default(), policy);
+        for backend in (0..1000).filter(|backend| backend % 10 != 0) {
+            cluster.view().backends()[backend].set_up(false);
+        }
+        let mut seen = vec![false; 1000];
+        for _ in 0..5000 {
+            let ticket = cluster.pick_other(&[0, 10], now).expect("98 are left");
+            seen[ticket.backend()] = true;
+            cluster.finish(ticket, Outcome::Cancelled, now);
+        }
+        let count = seen.iter().filter(|&&seen| seen).count();
+        assert!(
+            seen.iter().enumerate().all(|(n, &seen)| !seen || (n % 10 == 0 && n > 10)),
+            "{}",
+            policy.name()
+        );
+        assert!(count > 90, "{}: {count} of 98", policy.name());
+        for backend in (0..1000).filter(|&backend| backend != 500) {
+            cluster.view().backends()[backend].set_up(false);
+        }
+        let ticket = cluster.pick(now).expect("the only one is found");
+        assert_eq!(ticket.backend(), 500);
+        cluster.finish(ticket, Outcome::Cancelled, now);
+    }
 }

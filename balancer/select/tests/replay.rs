@@ -1,5 +1,5 @@
 //! A trace of live decisions, replayed on a virtual clock, chooses the same.
-
+#![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "the point is to decide by a real clock once")]
 
 use std::sync::Arc;

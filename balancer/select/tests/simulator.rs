@@ -1,4 +1,5 @@
 //! What the simulated world does to requests, on small scenarios that can be worked out by hand.
+#![cfg(not(loom))]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! The simulator against queueing theory: where a formula is known, the simulation gives its numbers.
+#![cfg(not(loom))]
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use select::sim::{Arrivals, Load, Run, Scenario, Sharing, Spec, Step, Threads, Work};
+use select::sim::{Arrivals, Load, Probe, Run, Scenario, Sharing, Spec, Step, Threads, Work};
 
 use crate::faults;
 
@@ -53,11 +53,20 @@ pub(crate) fn normal() -> Work {
     Work::Normal { mean_ns: WORK_NS, cv: 1.0 }
 }
 
+/// A load of so much of the capacity, with active probes.
 pub(crate) fn loaded(backends: Vec<Spec>, work: Work, utilisation: f64) -> Scenario {
     let mut scenario = Scenario::steady(backends, work, Load::poisson(0.0));
     let per_second = scenario.capacity_per_second() * utilisation;
     scenario.load = Load::poisson(per_second);
     scenario.until = scenario.warm_up + Duration::from_secs_f64(REQUESTS / per_second);
+    // As the policy that goes by probes has them where it comes from; a probe costs what a request does.
+    scenario.probe = Some(Probe {
+        interval: Duration::from_millis(2500),
+        timeout: Duration::from_secs(1),
+        work_ns: work.mean_ns(),
+        rise: 2,
+        fall: 3,
+    });
     scenario
 }
 

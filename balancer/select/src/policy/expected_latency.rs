@@ -1,29 +1,48 @@
-//! The candidate that is expected to answer first.
+//! The candidate on which one more request costs least.
 
 use super::Policy;
+use crate::backend::Backend;
 use crate::cluster::View;
+use crate::estimate::{STALE_NS, price};
 use crate::random::Random;
 
 /// Costs within this share of the smallest are equal: what differs less is noise, and following noise sends
 /// every thread to one backend.
 const TIE_BAND: f64 = 0.05;
-/// How long a thread's copy of the cluster's median is used before it is taken anew; the estimates behind it
-/// change with a time constant of a second.
-const MEDIAN_PERIOD_NS: u64 = 20_000_000;
-/// The median while nothing is known, in nanoseconds. With one value for all, the policy is least-outstanding.
-const MEDIAN_UNKNOWN_NS: f64 = 1e6;
+/// How often a thread takes the cluster's median anew and looks for what is worth exploring.
+const REVIEW_NS: u64 = 20_000_000;
+/// Latency per request while nothing is known. With one value for all, the policy is least-outstanding.
+const UNKNOWN_NS: f64 = 1e6;
+/// Exploring may cost this share of what requests cost otherwise: one in a hundred, as p99 must not see it.
+const EXPLORE: f64 = 0.01;
+/// Candidates that are looked at in a cluster too large to look at all: the best of eight is close to the best of
+/// all (Mitzenmacher, 2001), and costs what a choice of eight costs.
+const SAMPLE: usize = 8;
+/// Clusters up to this size are looked at as a whole.
+const SCAN_MAX: usize = 32;
 
-/// Shortest expected latency: the backend's average of latency per request in flight, times the requests that
-/// would be in flight, plus what its recent failures make likely.
+/// Takes the candidate with the smallest `(in flight + 1) x latency^(3/4) x silence + failures`, where latency is the
+/// backend's average latency per request in flight, silence is how long it has said nothing over ten times
+/// the usual distance of its answers (at least 1), and failures is the share of its requests that failed lately times
+/// what a failure costs. Among costs within 5 % of the smallest it takes the fewest in flight, then chance.
 ///
-/// Among costs within 5 % of the smallest it takes the fewest in flight, then chance. Compare peak-EWMA (Finagle,
-/// tower), whose sample already contains the queue that its cost multiplies by again.
+/// - The sample is divided by the requests in flight and the cost multiplied by them, so the queue counts once.
+/// - By Little's law the usual distance of the answers of q requests of latency q x l is l: a backend that stalls is
+///   left as soon as it is overdue, before its first late answer, and costs more the longer that lasts.
+/// - A backend that nothing was heard of for a second and that has nothing in flight is sent a request when its
+///   latency, compared with the least, is within 1 % of what was spent since its last one. It is how a slow one is
+///   found to have healed.
+/// - Unknown backends cost what the median does: neither starved nor flooded.
 #[derive(Debug)]
 pub(crate) struct ExpectedLatency {
     random: Random,
-    median_ns: f64,
-    /// When the median is due to be taken anew.
-    median_due_ns: u64,
+    /// Price of an unknown backend.
+    median: f64,
+    review_ns: u64,
+    /// Choices so far, and when each backend was last chosen, in choices: the budget of exploration.
+    choices: u64,
+    chosen: Vec<u64>,
+    explore: Option<usize>,
     /// Cost and requests in flight per candidate, kept to avoid an allocation per choice.
     costs: Vec<(f64, u32)>,
     known: Vec<f64>,
@@ -34,58 +53,109 @@ impl ExpectedLatency {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             random: Random::new(seed),
-            median_ns: MEDIAN_UNKNOWN_NS,
-            median_due_ns: 0,
+            median: price(UNKNOWN_NS),
+            review_ns: 0,
+            choices: 0,
+            chosen: Vec::new(),
+            explore: None,
             costs: Vec::new(),
             known: Vec::new(),
         }
     }
 
-    fn refresh_median(&mut self, view: &View, now_ns: u64) {
-        if now_ns < self.median_due_ns {
-            return;
+    fn cost(&self, backend: &Backend, now_ns: u64) -> (f64, u32) {
+        let (averages, in_flight) = (backend.averages(), backend.in_flight());
+        let price = match averages.price() {
+            0.0 => self.median,
+            price => price,
+        };
+        let mut cost = price * (f64::from(in_flight) + 1.0);
+        // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
+        if averages.is_overdue(now_ns) && in_flight > 0 {
+            cost *= averages.silence(now_ns);
         }
+        if averages.fails() {
+            cost += averages.failure_price(now_ns);
+        }
+        (cost, in_flight)
+    }
+
+    /// The least cost of the candidates; leaves all of them in `costs`.
+    fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
+        let mut costs = std::mem::take(&mut self.costs);
+        costs.resize(candidates.len(), (0.0, 0));
+        // Bits of numbers that are not negative are ordered as the numbers are, and compared sooner.
+        let mut least = u64::MAX;
+        for (cost, &candidate) in costs.iter_mut().zip(candidates) {
+            *cost = self.cost(&view.backends()[candidate as usize], now_ns);
+            least = least.min(cost.0.to_bits());
+        }
+        self.costs = costs;
+        f64::from_bits(least)
+    }
+
+    /// Position of the candidate with the fewest requests in flight among those that cost at most `bound`; chance
+    /// decides between equals. The order is put into one number, so that no branch has to be guessed.
+    fn fewest(&mut self, bound: f64) -> usize {
+        let mut least = u64::MAX;
+        let mut chance = 0;
+        for (position, &(cost, in_flight)) in self.costs.iter().enumerate() {
+            chance = if position % 8 == 0 { self.random.bits() } else { chance >> 8 };
+            let key = (u64::from(in_flight) << 32) | ((chance & 0xff) << 24) | position as u64;
+            least = least.min(if cost <= bound { key } else { u64::MAX });
+        }
+        (least & 0x00ff_ffff) as usize
+    }
+
+    /// Takes the median anew and looks for a backend that is worth exploring.
+    fn review(&mut self, view: &View, now_ns: u64) {
+        self.review_ns = now_ns + REVIEW_NS;
+        self.chosen.resize(view.backends().len(), 0);
+        let latency_ns = |backend: &Backend| backend.averages().latency_per_request_ns();
         self.known.clear();
-        let estimates =
-            view.backends().iter().map(|backend| backend.averages().read(now_ns).latency_per_request_ns);
-        self.known.extend(estimates.filter(|&latency| latency > 0.0));
+        self.known.extend(view.backends().iter().map(|b| latency_ns(b)).filter(|&ns| ns > 0.0));
         if self.known.is_empty() {
             return;
         }
         let middle = (self.known.len() - 1) / 2;
-        let (_, median, _) = self.known.select_nth_unstable_by(middle, f64::total_cmp);
-        self.median_ns = *median;
-        self.median_due_ns = now_ns + MEDIAN_PERIOD_NS;
-    }
-
-    fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
-        let mut least = f64::INFINITY;
-        self.costs.clear();
-        for &candidate in candidates {
-            let backend = &view.backends()[candidate as usize];
-            let in_flight = backend.in_flight();
-            let cost = backend.averages().read(now_ns).cost_ns(in_flight, self.median_ns);
-            least = least.min(cost);
-            self.costs.push((cost, in_flight));
+        self.median = price(*self.known.select_nth_unstable_by(middle, f64::total_cmp).1);
+        let least_ns = self.known.iter().copied().fold(f64::INFINITY, f64::min);
+        let (mut best, mut most, mut stale) = (None, 0.0, 0u32);
+        for (index, backend) in view.backends().iter().enumerate() {
+            if backend.in_flight() > 0 || backend.averages().age_ns(now_ns) < STALE_NS {
+                continue;
+            }
+            stale += 1;
+            let ratio = (latency_ns(backend) / least_ns).max(1.0);
+            let saved = (self.choices - self.chosen[index]) as f64 / ratio;
+            if saved > most {
+                (best, most) = (Some(index), saved);
+            }
         }
-        least
+        self.explore = best.filter(|_| most * EXPLORE >= f64::from(stale));
     }
 }
 
 impl Policy for ExpectedLatency {
+    fn sample(&self, backends: usize) -> Option<usize> {
+        (backends > SCAN_MAX).then_some(SAMPLE)
+    }
+
+    fn explore(&mut self, view: &View, now_ns: u64) -> Option<usize> {
+        self.choices += 1;
+        if now_ns >= self.review_ns {
+            self.review(view, now_ns);
+        }
+        let explored = self.explore.take()?;
+        self.chosen[explored] = self.choices;
+        Some(explored)
+    }
+
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
-        self.refresh_median(view, now_ns);
         let bound = self.weigh(view, candidates, now_ns) * (1.0 + TIE_BAND);
-        let (mut best, mut fewest, mut ties) = (candidates[0], u32::MAX, 0);
-        for (&candidate, &(cost, in_flight)) in candidates.iter().zip(&self.costs) {
-            if cost > bound || in_flight > fewest {
-                continue;
-            }
-            ties = if in_flight < fewest { 1 } else { ties + 1 };
-            fewest = in_flight;
-            if self.random.below(ties) == 0 {
-                best = candidate;
-            }
+        let best = candidates[self.fewest(bound)];
+        if let Some(chosen) = self.chosen.get_mut(best as usize) {
+            *chosen = self.choices;
         }
         best as usize
     }

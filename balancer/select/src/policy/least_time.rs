@@ -91,7 +91,7 @@ impl Policy for LeastTime {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -39,6 +39,20 @@ pub struct Sample {
 
 /// Chooses one of several backends. A policy belongs to one thread; what threads share is in the view.
 pub trait Policy: Send {
+    /// How many candidates are enough in a cluster of so many backends; `None` when it wants all of them. With a
+    /// number, candidates are drawn at random and a choice does not cost more in a larger cluster.
+    fn sample(&self, backends: usize) -> Option<usize> {
+        let _ = backends;
+        None
+    }
+
+    /// Asked before each choice: a backend to take instead, just to learn about it. Taken if it is up and was not
+    /// tried.
+    fn explore(&mut self, view: &View, now_ns: u64) -> Option<usize> {
+        let _ = (view, now_ns);
+        None
+    }
+
     /// Chooses one of `candidates`, which are at least two different positions in the view in rising order. `now_ns`
     /// counts from the epoch of the view's backends and never goes back.
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize;

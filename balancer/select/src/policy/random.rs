@@ -18,6 +18,10 @@ impl Random {
 }
 
 impl Policy for Random {
+    fn sample(&self, _backends: usize) -> Option<usize> {
+        Some(1)
+    }
+
     fn choose(&mut self, _view: &View, candidates: &[u32], _now_ns: u64) -> usize {
         candidates[self.random.below(candidates.len())] as usize
     }

@@ -26,6 +26,10 @@ impl TwoChoices {
 }
 
 impl Policy for TwoChoices {
+    fn sample(&self, _backends: usize) -> Option<usize> {
+        Some(2)
+    }
+
     fn choose(&mut self, view: &View, candidates: &[u32], _now_ns: u64) -> usize {
         let (first, second) = draw_two(candidates, &mut self.random);
         let in_flight = |index: usize| view.backends()[index].in_flight();
@@ -90,6 +94,10 @@ impl TwoChoicesPeakEwma {
 }
 
 impl Policy for TwoChoicesPeakEwma {
+    fn sample(&self, _backends: usize) -> Option<usize> {
+        Some(2)
+    }
+
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
         self.estimates.resize(view.backends().len(), PeakEwma::new(now_ns));
         let (first, second) = draw_two(candidates, &mut self.random);
@@ -103,7 +111,7 @@ impl Policy for TwoChoicesPeakEwma {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -46,8 +46,8 @@ impl Front {
         };
         let cluster = |thread: usize| {
             let view = Arc::clone(&views[thread % views.len()]);
-            let policy = contender.build(scenario, reports, seed ^ (thread as u64).wrapping_mul(0x9e37_79b9));
-            Cluster::with_policy(view, policy)
+            let seed = seed ^ (thread as u64).wrapping_mul(0x9e37_79b9);
+            Cluster::with_policy(view, contender.build(scenario, reports, seed), seed)
         };
         Self { clusters: (0..threads).map(cluster).collect(), views, heard: HashMap::new(), epoch }
     }
