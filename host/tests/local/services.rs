@@ -11,7 +11,9 @@ use crate::lab::{Lab, is_alive, kill, number, until, within};
 #[tokio::test]
 async fn a_service_follows_its_definition() {
     let (lab, instance) = Lab::with_instance().await;
-    let script = "#!/bin/sh\ntrap 'echo reloaded' HUP\necho started $WHO\nwhile :; do sleep 0.01; done\n";
+    // A shell that only waits takes a signal at any moment; one that starts programs can lose it.
+    let script =
+        "#!/bin/sh\ntrap 'echo reloaded' HUP\nsleep 1000 &\necho started $WHO\nwhile :; do wait; done\n";
     lab.run_with_input(&instance, "cat > loop && chmod 700 loop", script.as_bytes()).await;
     let definition = |hash| json!({ "exec": "./loop", "env": { "WHO": "me" }, "hash": hash });
     let first = lab.apply(&instance, "loop", definition("1")).await;
