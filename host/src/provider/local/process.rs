@@ -58,6 +58,11 @@ pub(super) fn command<A: AsRef<OsStr>>(
 /// Runs in the child before it becomes the program.
 fn settle(agent: rustix::process::Pid, descriptor: &OwnedFd) -> io::Result<()> {
     rustix::process::setsid()?;
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGPIPE] {
+        // What is ignored stays so over exec, and a shell cannot trap it: nohup, or a job in the background.
+        // SAFETY: setting a default disposition runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     // From here on it stays open in all that the program starts.
     rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
