@@ -59,7 +59,7 @@ impl Thread {
         let generation = shared.generation();
         Self {
             watch: Watch::new(now),
-            retries: RefCell::new(RetryBudget::new(0)),
+            retries: RefCell::new(RetryBudget::new(generation.config.threads, 0)),
             clients: Cell::new(0),
             seed,
             version: Cell::new(generation.number),

@@ -109,6 +109,50 @@ on_both_drivers! {
         assert_eq!(balancer.get("/app").text(), "two");
     }
 
+    fn request_whose_backend_dies_without_a_byte_is_sent_again_only_if_idempotent(driver) {
+        let (dying, good) = (breaking(), Stub::named("good"));
+        let extra = json!({ "threads": 1, "policy": "round-robin", "clusters": { "app": { "ejection": { "failures_in_row": 0 } } } });
+        let balancer = Balancer::over(driver, &[&dying, &good], extra);
+        for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+            for _ in 0..4 {
+                let mut client = balancer.client();
+                client.send(format!("{method} /app/before HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi"));
+                let response = client.try_response(method == "HEAD").expect("an answer");
+                assert_eq!(response.status, 200, "{method}");
+            }
+        }
+        let tried = |stub: &Stub| stub.requests().iter().filter(|r| r.line.starts_with("POST")).count();
+        let statuses: Vec<u16> = (0..8)
+            .map(|_| {
+                let mut client = balancer.client();
+                client.send("POST /app/before HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi");
+                client.response().status
+            })
+            .collect();
+        let failed = statuses.iter().filter(|status| **status == 502).count();
+        assert!(failed > 0, "{statuses:?}");
+        assert_eq!((tried(&dying), tried(&good)), (failed, 8 - failed), "each POST went to one backend");
+        // A byte of an answer came, so nothing is sent again.
+        assert!((0..8).any(|_| balancer.get("/app/in-head").status == 502));
+    }
+
+    fn retries_stay_within_their_budget_when_everything_fails(driver) {
+        let stubs = [breaking(), breaking(), breaking()];
+        let extra = json!({ "threads": 1, "clusters": { "app": { "ejection": { "failures_in_row": 0 } } } });
+        let balancer = Balancer::over(driver, &[&stubs[0], &stubs[1], &stubs[2]], extra);
+        let began = Instant::now();
+        let mut client = balancer.client();
+        for _ in 0..400 {
+            assert_eq!(client.get("/app/before").status, 502);
+        }
+        let retries = balancer.status()["retries"].as_u64().expect("a number");
+        // 100 saved at the start, a fifth of the requests, ten per second; without a budget it were 800.
+        let allowed = 100 + 400 / 5 + 10 * (1 + began.elapsed().as_secs());
+        assert!((100..=allowed).contains(&retries), "{retries} retries, {allowed} allowed");
+        let sent: usize = stubs.iter().map(|stub| stub.requests().len()).sum();
+        assert_eq!(sent as u64, 400 + retries);
+    }
+
     fn all_down_is_503_at_once_and_service_resumes_when_one_heals(driver) {
         let stub = Stub::named("a");
         stub.set_healthy(false);

@@ -123,6 +123,10 @@ async fn carry(
     let head = match head {
         Ok(head) => head,
         Err(error) => {
+            if expected.whole && matches!(error, Error::Died) {
+                // The request may be sent again, and its bytes come back only when their sending has ended.
+                upload.end().await;
+            }
             *out = upload.take_back(expected.whole);
             return Err(error);
         }
@@ -262,6 +266,12 @@ impl<F: Future<Output = Uploaded>> Upload<'_, F> {
             download.as_mut().poll(cx)
         })
         .await
+    }
+
+    /// Runs until the sending has ended, well or not.
+    async fn end(&mut self) {
+        poll_fn(|cx| if self.done.is_some() || self.drive(cx) { Poll::Ready(()) } else { Poll::Pending })
+            .await;
     }
 
     /// Gives the buffer back to `out`, and tells whether every byte of the request was sent.
