@@ -1,7 +1,9 @@
 //! Backends that do exactly what a test says, on plain threads.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,7 +53,8 @@ struct Shared {
     stopped: AtomicBool,
     connections: AtomicUsize,
     probes: AtomicUsize,
-    open: Mutex<Vec<TcpStream>>,
+    /// Clones of the connections that are served, by the descriptor of the one that serves.
+    open: Mutex<HashMap<RawFd, TcpStream>>,
     /// The handler reads the body itself.
     raw_bodies: bool,
 }
@@ -138,7 +141,7 @@ impl Stub {
 
     /// Closes all connections that carried something else than probes.
     pub fn close_connections(&self) {
-        for stream in self.shared.open.lock().expect("open").drain(..) {
+        for (_, stream) in self.shared.open.lock().expect("open").drain() {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
@@ -170,7 +173,8 @@ fn serve(stream: TcpStream, shared: &Shared) {
         }
         if connection.served == 0 {
             shared.connections.fetch_add(1, SeqCst);
-            shared.open.lock().expect("open").push(connection.stream.try_clone().expect("a clone"));
+            let clone = connection.stream.try_clone().expect("a clone");
+            shared.open.lock().expect("open").insert(connection.stream.as_raw_fd(), clone);
         }
         request.before = connection.served;
         connection.served += 1;
@@ -179,6 +183,9 @@ fn serve(stream: TcpStream, shared: &Shared) {
         }
         shared.requests.lock().expect("requests").push(request.clone());
         (shared.handler)(&request, &mut connection);
+    }
+    if connection.served > 0 {
+        shared.open.lock().expect("open").remove(&connection.stream.as_raw_fd());
     }
 }
 
