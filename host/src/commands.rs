@@ -278,7 +278,7 @@ pub fn extend(options: &Options, ttl: Span, ui: &Arc<Ui>) -> Result<(), Error> {
     if instances.is_empty() {
         return Err(Error::usage("this lab has no instances to extend"));
     }
-    let at = runtime.block_on(lab.extend(ttl.0))?;
+    let at = runtime.block_on(lab.extend(ttl))?;
     if lab.provider().is_expiry_kept_on_instances() {
         runtime.block_on(extend_on_instances(&lab, instances, at))?;
     }
