@@ -89,11 +89,20 @@ impl Default for Ejection {
     }
 }
 
+/// Share of the deadline that a backend's requests may take it: work that varies leaves the slowest of a hundred about
+/// three times the mean, and waiting takes as long again.
+const WORKING: u32 = 8;
+/// Share of the deadline that a request may be expected to wait before a backend has room.
+const WAITING: u32 = 8;
+/// A request that has waited for this share of the deadline is refused: it could not be answered in time.
+const WAITED: u32 = 2;
+
 /// What all threads share of one cluster.
 #[derive(Debug)]
 pub struct View {
     backends: Vec<Arc<Backend>>,
     ejection: Ejection,
+    deadline: Option<Duration>,
     /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
     ejecting: Mutex<()>,
 }
@@ -101,7 +110,28 @@ pub struct View {
 impl View {
     #[must_use]
     pub fn new(backends: Vec<Arc<Backend>>, ejection: Ejection) -> Self {
-        Self { backends, ejection, ejecting: Mutex::new(()) }
+        Self { backends, ejection, deadline: None, ejecting: Mutex::new(()) }
+    }
+
+    /// Limits the requests that each backend has at once to what it can answer long before `deadline`, so that
+    /// those beyond wait in the balancer, for whichever backend has room first, or are refused at once. Without it
+    /// an overloaded backend works on requests whose clients have gone.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Whether a request for which no backend has room now should wait, with `ahead` waiting before it: for how long at
+    /// most, or `None` if it is to be refused. That is when no backend may take a request, or when the wait would be
+    /// too long by what the backends answer now.
+    #[must_use]
+    pub fn wait(&self, ahead: usize, now: Instant) -> Option<Duration> {
+        let deadline = self.deadline?;
+        let up = self.backends.iter().filter(|backend| backend.health(now) == Health::Up);
+        let per_ns = up.map(|backend| backend.averages().answers_per_ns()).sum::<f64>();
+        let expected_ns = (ahead as f64 + 1.0) / per_ns;
+        (expected_ns <= (deadline / WAITING).as_nanos() as f64).then_some(deadline / WAITED)
     }
 
     #[must_use]
@@ -163,8 +193,8 @@ impl Cluster {
     /// Only backends that are up are candidates. When none is, those that are merely ejected or on trial are (panic
     /// mode): an ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
     /// the probe found down, or what drains, is never chosen. One whose ejection is over is on trial: it gets one
-    /// request at a time until one succeeds. `None` means that no backend may take a request; the caller answers
-    /// 503. A `now` earlier than one already seen is treated as the latest seen.
+    /// request at a time until one succeeds. `None` means that no backend may take a request, or that those that may are at their
+    /// limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one already seen is treated as the latest seen.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
     pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
         self.pick_other(&[], now)
@@ -222,7 +252,7 @@ impl Cluster {
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
         let now_ns = self.advance(nanoseconds(ticket.epoch, now));
         let backend = &self.view.backends[ticket.backend];
-        backend.leave();
+        let left = backend.leave();
         if outcome != Outcome::Cancelled {
             let sample = Sample {
                 backend: ticket.backend,
@@ -237,6 +267,10 @@ impl Cluster {
             Outcome::Success => {
                 let latency_ns = ticket.latency_ns(now_ns) as f64;
                 backend.averages().learn(Some(latency_ns), ticket.in_flight_before, now_ns);
+                if let Some(deadline) = self.view.deadline {
+                    let window_ns = (deadline / WORKING).as_nanos() as f64;
+                    backend.learn_limit(latency_ns, left.max(ticket.in_flight_before), window_ns);
+                }
                 backend.succeeded(self.view.ejection.time_max, now_ns);
             }
             Outcome::Failure => {
@@ -259,7 +293,7 @@ impl Cluster {
         }
         if self.candidates.is_empty() {
             for (index, backend) in self.view.backends.iter().enumerate() {
-                if backend.may_take(now_ns) && !tried.contains(&index) {
+                if backend.may_take(now_ns) && backend.has_room() && !tried.contains(&index) {
                     self.candidates.push(index as u32);
                 }
             }
@@ -267,11 +301,18 @@ impl Cluster {
         if !self.candidates.is_empty() {
             return false;
         }
-        let guessed = |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
-        let backends = self.view.backends.iter().enumerate();
-        let untried = backends.filter(|(index, backend)| guessed(backend) && !tried.contains(index));
-        self.candidates.extend(untried.map(|(index, _)| index as u32));
-        true
+        let backends = self.view.backends.iter().enumerate().filter(|(index, _)| !tried.contains(index));
+        let full = backends.clone().filter(|(_, backend)| backend.may_take(now_ns));
+        let panics = full.clone().next().is_none();
+        if panics {
+            let guessed = |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
+            let guessed = backends.filter(|(_, backend)| guessed(backend) && backend.finds_room());
+            self.candidates.extend(guessed.map(|(index, _)| index as u32));
+        } else {
+            let free = full.filter(|(_, backend)| backend.finds_room());
+            self.candidates.extend(free.map(|(index, _)| index as u32));
+        }
+        panics
     }
 
     fn draw(&mut self, wanted: usize, tried: &[usize], now_ns: u64) {
@@ -287,7 +328,8 @@ impl Cluster {
     }
 
     fn may_take(&self, index: usize, tried: &[usize], now_ns: u64) -> bool {
-        self.view.backends[index].may_take(now_ns) && !tried.contains(&index)
+        let backend = &self.view.backends[index];
+        backend.may_take(now_ns) && backend.has_room() && !tried.contains(&index)
     }
 
     fn advance(&mut self, now_ns: u64) -> u64 {

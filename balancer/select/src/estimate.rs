@@ -74,6 +74,8 @@ pub(crate) struct Averages {
     count: AtomicU64,
     in_flight: AtomicU64,
     latency_ns: AtomicU64,
+    /// Average latency of requests that found few others: what an answer takes at best.
+    base_ns: AtomicU64,
     samples: AtomicU32,
     learning: AtomicBool,
 }
@@ -100,6 +102,17 @@ impl Averages {
     pub(crate) fn latency_per_request_ns(&self) -> f64 {
         let in_flight = load(&self.in_flight);
         if in_flight > 0.0 { load(&self.latency_ns) / in_flight } else { 0.0 }
+    }
+
+    /// Requests in flight that are answered within `window_ns`, or within twice the time that an answer takes at
+    /// best if that is longer. Infinite while nothing is known.
+    pub(crate) fn answered_within(&self, window_ns: f64) -> f64 {
+        window_ns.max(2.0 * load(&self.base_ns)) * self.answers_per_ns()
+    }
+
+    /// Answers per nanosecond when it is busy; infinite while nothing is known.
+    pub(crate) fn answers_per_ns(&self) -> f64 {
+        SILENCE / self.overdue_ns.load(Relaxed) as f64
     }
 
     /// [`price`] of the latency per request; 0 while unknown.
@@ -187,10 +200,25 @@ impl Averages {
         self.overdue_ns.store((SILENCE * latency_ns) as u64, Relaxed);
     }
 
+    /// Learns from an answer that few others delayed, if any. Two threads at it may lose a sample.
+    pub(crate) fn learn_alone(&self, latency_ns: f64) {
+        let base_ns = load(&self.base_ns);
+        let known = if base_ns > 0.0 { base_ns } else { latency_ns };
+        store(&self.base_ns, known + (latency_ns - known) / SAMPLES_MIN);
+    }
+
     /// Forgets everything, as for a backend that has just come back.
     pub(crate) fn forget(&self) {
         for number in
-            [&self.price, &self.overdue_ns, &self.failing, &self.count, &self.in_flight, &self.latency_ns]
+            [
+                &self.price,
+                &self.overdue_ns,
+                &self.failing,
+                &self.count,
+                &self.in_flight,
+                &self.latency_ns,
+                &self.base_ns,
+            ]
         {
             number.store(0, Relaxed);
         }

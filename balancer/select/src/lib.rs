@@ -12,6 +12,7 @@ mod backend;
 mod cluster;
 mod estimate;
 mod policy;
+mod queue;
 mod random;
 #[cfg(not(loom))]
 pub mod sim;
@@ -19,6 +20,7 @@ mod sync;
 
 pub use backend::{Backend, Health};
 pub use cluster::{Cluster, Ejection, Outcome, Ticket, View};
+pub use queue::Queue;
 pub use estimate::Estimate;
 pub use policy::{Policy, PolicyKind, Sample, UnknownPolicy};
 pub use random::Random;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use select::sim::{Arrivals, Change, Credits, Ending, Load, Queue, Run, Scenario, Spec, What, Work};
+use select::sim::{Arrivals, Change, Credits, Ending, Load, Run, Scenario, Spec, Waiting, What, Work};
 
 use crate::cases::{Case, Column, WORK_NS, fleet, loaded, normal, step};
 
@@ -159,13 +159,17 @@ fn overload() -> Vec<Case> {
         let mut scenario = loaded(fleet(), normal(), factor);
         scenario.deadline = SECOND;
         scenario.until = scenario.warm_up + 20 * SECOND;
-        scenario.queue = Some(Queue { depth_max: 200, wait_max: SECOND / 4 });
+        scenario.waiting = Some(Waiting { count_max: 1024, deadline: SECOND });
         let (capacity, offered) = (scenario.capacity_per_second(), scenario.capacity_per_second() * factor);
         let mut case = Case::new("E11", format!("offered {:.0} %, deadline 1 s", 100.0 * factor), scenario);
         let good = |run: &Run| run.records.iter().filter(|r| r.ending == Ending::Answered).count() as f64;
         case.columns = vec![
             column("goodput", move |run| good(run) / run.measured.as_secs_f64() / offered.min(capacity)),
             column("p99 accepted", |run| run.summary_of(|r| r.ending == Ending::Answered).p99_ns / 1e6),
+            column("refused %", |run| {
+                let refused = run.records.iter().filter(|r| r.ending == Ending::Refused).count();
+                100.0 * refused as f64 / run.records.len() as f64
+            }),
             column("timed out %", |run| {
                 let late = run.records.iter().filter(|r| r.ending == Ending::TimedOut).count();
                 100.0 * late as f64 / run.records.len() as f64

@@ -25,7 +25,7 @@ pub struct Scenario {
     /// After this a client has no use for an answer any more. The backend works on.
     pub deadline: Duration,
     pub retry: Retry,
-    pub queue: Option<Queue>,
+    pub waiting: Option<Waiting>,
     pub probe: Option<Probe>,
     pub threads: Threads,
     pub ejection: Ejection,
@@ -66,13 +66,13 @@ pub struct Retry {
     pub refused_after: Duration,
 }
 
-/// Requests that find every backend at its limit wait in the balancer.
+/// Backends have limits, and requests that find every one at its limit wait in the balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
+pub struct Waiting {
     /// Requests that wait, all threads together. More are refused.
-    pub depth_max: usize,
-    /// A request that has waited for this long is refused.
-    pub wait_max: Duration,
+    pub count_max: usize,
+    /// What the balancer takes for the time after which an answer is of no use: [`crate::View::with_deadline`].
+    pub deadline: Duration,
 }
 
 /// Active checks of each backend, spread over the interval.
@@ -118,7 +118,7 @@ impl Scenario {
             changes: Vec::new(),
             deadline: FOREVER,
             retry: Retry::default(),
-            queue: None,
+            waiting: None,
             probe: None,
             threads: Threads { count: 1, sharing: Sharing::Shared },
             ejection: Ejection::default(),
