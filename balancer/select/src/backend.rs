@@ -42,7 +42,7 @@ const DOWN: u32 = 2;
 /// It was ejected and has not had a success since. Whether it is ejected now is a matter of time.
 const SUSPECT: u32 = 4;
 
-/// The limit of a backend of which nothing is known, or in a cluster without a deadline.
+/// The limit of a backend of which nothing is known, or in a cluster without limits.
 const UNLIMITED: u32 = u32::MAX;
 /// However slow it is, a backend may have this many requests: with fewer, the other cores of a small machine would
 /// idle between two answers.
@@ -63,6 +63,8 @@ pub struct Backend {
     failures_in_row: AtomicU32,
     ejections: AtomicU32,
     ejected_until_ns: AtomicU64,
+    /// What `limit` may be at most, and is while nothing is known.
+    limit_max: AtomicU32,
     /// Average of active probes' latency in nanoseconds, as bits of an `f64`; 0 before the first.
     probe_latency: AtomicU64,
     epoch: Instant,
@@ -82,6 +84,7 @@ impl Backend {
             failures_in_row: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             ejected_until_ns: AtomicU64::new(0),
+            limit_max: AtomicU32::new(UNLIMITED),
             probe_latency: AtomicU64::new(0),
             epoch,
             id: id.into(),
@@ -142,7 +145,7 @@ impl Backend {
     /// Ends an ejection and forgets the failures that led to it.
     pub fn readmit(&self) {
         self.averages.forget();
-        self.limit.store(UNLIMITED, Relaxed);
+        self.limit.store(self.limit_max.load(Relaxed), Relaxed);
         self.failures_in_row.store(0, Relaxed);
         self.ejections.store(0, Relaxed);
         self.ejected_until_ns.store(0, Relaxed);
@@ -220,6 +223,14 @@ impl Backend {
         self.in_flight.fetch_add(0, AcqRel) < self.limit.load(Relaxed)
     }
 
+    /// Sets what it may have at most, whatever is learnt; takes effect at once if it is less than before.
+    pub(crate) fn set_limit_max(&self, limit_max: u32) {
+        let before = self.limit_max.swap(limit_max, Relaxed);
+        if self.limit.load(Relaxed) >= before.min(limit_max) {
+            self.limit.store(limit_max, Relaxed);
+        }
+    }
+
     /// Lets it have what it answers within `window_ns`, by Little's law: as many requests as that is times the latency
     /// per request. But always twice as many as it is known to answer undisturbed, or a service that takes its
     /// time by nature would get less and less of them.
@@ -230,7 +241,7 @@ impl Backend {
             self.averages.learn_alone(latency_ns);
         }
         let limit = self.averages.answered_within(window_ns) as u32;
-        self.limit.store(limit.max(LIMIT_MIN), Relaxed);
+        self.limit.store(limit.max(LIMIT_MIN).min(self.limit_max.load(Relaxed)), Relaxed);
     }
 
     /// Takes a request off and returns how many are left.

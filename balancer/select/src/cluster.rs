@@ -97,12 +97,21 @@ const WAITING: u32 = 8;
 /// A request that has waited for this share of the deadline is refused: it could not be answered in time.
 const WAITED: u32 = 2;
 
+/// How many requests a cluster's backends may have at once. Applies to every policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// An answer after this is of no use. Each backend may have what it answers long before.
+    pub deadline: Duration,
+    /// What one backend may have at most, whatever is learnt of it.
+    pub in_flight_max: u32,
+}
+
 /// What all threads share of one cluster.
 #[derive(Debug)]
 pub struct View {
     backends: Vec<Arc<Backend>>,
     ejection: Ejection,
-    deadline: Option<Duration>,
+    limits: Option<Limits>,
     /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
     ejecting: Mutex<()>,
 }
@@ -110,15 +119,16 @@ pub struct View {
 impl View {
     #[must_use]
     pub fn new(backends: Vec<Arc<Backend>>, ejection: Ejection) -> Self {
-        Self { backends, ejection, deadline: None, ejecting: Mutex::new(()) }
+        Self { backends, ejection, limits: None, ejecting: Mutex::new(()) }
     }
 
-    /// Limits the requests that each backend has at once to what it can answer long before `deadline`, so that
-    /// those beyond wait in the balancer, for whichever backend has room first, or are refused at once. Without it
-    /// an overloaded backend works on requests whose clients have gone.
+    /// Limits what each backend has at once, so that requests beyond wait in the balancer, for whichever backend has
+    /// room first, or are refused at once. Without limits an overloaded backend works on requests whose clients have
+    /// gone.
     #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.backends.iter().for_each(|backend| backend.set_limit_max(limits.in_flight_max));
+        self.limits = Some(limits);
         self
     }
 
@@ -127,7 +137,7 @@ impl View {
     /// too long by what the backends answer now.
     #[must_use]
     pub fn wait(&self, ahead: usize, now: Instant) -> Option<Duration> {
-        let deadline = self.deadline?;
+        let deadline = self.limits?.deadline;
         let up = self.backends.iter().filter(|backend| backend.health(now) == Health::Up);
         let per_ns = up.map(|backend| backend.averages().answers_per_ns()).sum::<f64>();
         let expected_ns = (ahead as f64 + 1.0) / per_ns;
@@ -267,8 +277,8 @@ impl Cluster {
             Outcome::Success => {
                 let latency_ns = ticket.latency_ns(now_ns) as f64;
                 backend.averages().learn(Some(latency_ns), ticket.in_flight_before, now_ns);
-                if let Some(deadline) = self.view.deadline {
-                    let window_ns = (deadline / WORKING).as_nanos() as f64;
+                if let Some(limits) = self.view.limits {
+                    let window_ns = (limits.deadline / WORKING).as_nanos() as f64;
                     backend.learn_limit(latency_ns, left.max(ticket.in_flight_before), window_ns);
                 }
                 backend.succeeded(self.view.ejection.time_max, now_ns);
@@ -305,7 +315,8 @@ impl Cluster {
         let full = backends.clone().filter(|(_, backend)| backend.may_take(now_ns));
         let panics = full.clone().next().is_none();
         if panics {
-            let guessed = |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
+            let guessed =
+                |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
             let guessed = backends.filter(|(_, backend)| guessed(backend) && backend.finds_room());
             self.candidates.extend(guessed.map(|(index, _)| index as u32));
         } else {

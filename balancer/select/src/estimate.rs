@@ -209,17 +209,15 @@ impl Averages {
 
     /// Forgets everything, as for a backend that has just come back.
     pub(crate) fn forget(&self) {
-        for number in
-            [
-                &self.price,
-                &self.overdue_ns,
-                &self.failing,
-                &self.count,
-                &self.in_flight,
-                &self.latency_ns,
-                &self.base_ns,
-            ]
-        {
+        for number in [
+            &self.price,
+            &self.overdue_ns,
+            &self.failing,
+            &self.count,
+            &self.in_flight,
+            &self.latency_ns,
+            &self.base_ns,
+        ] {
             number.store(0, Relaxed);
         }
         self.samples.store(0, Relaxed);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use select::sim::{Arrivals, Change, Credits, Ending, Load, Run, Scenario, Spec, Waiting, What, Work};
+use select::sim::{Arrivals, Change, Credits, Ending, Load, Run, Scenario, Spec, What, Work};
 
 use crate::cases::{Case, Column, WORK_NS, fleet, loaded, normal, step};
 
@@ -41,7 +41,7 @@ fn slowed() -> Case {
     let mut scenario = loaded(vec![Spec::shared(2, 1.0); 8], normal(), 0.7);
     let healed = ONSET + 30 * SECOND;
     scenario.until = healed + 10 * SECOND;
-    scenario.deadline = 5 * SECOND;
+    scenario.due_within(5 * SECOND);
     scenario.changes = vec![change(ONSET, 7, What::Speed(0.1)), change(healed, 7, What::Speed(1.0))];
     let fair_slow = 0.1 / 7.1;
     let mut case = Case::new("E4", "1 of 8 slower 10 times for 30 s, 70 %".to_owned(), scenario);
@@ -63,7 +63,7 @@ fn silent() -> Vec<Case> {
     let case = |name: &str, what: What| {
         let mut scenario = loaded(vec![Spec::shared(2, 1.0); 8], normal(), 0.7);
         scenario.until = ONSET + 20 * SECOND;
-        scenario.deadline = 2 * SECOND;
+        scenario.due_within(2 * SECOND);
         scenario.changes = vec![change(ONSET, 7, what)];
         let mut case = Case::new("E5", format!("1 of 8 {name}, 70 %"), scenario);
         case.window = (ONSET, ONSET + 20 * SECOND);
@@ -86,7 +86,7 @@ fn quick_errors() -> Vec<Case> {
     let case = |share: f64, ejects: bool| {
         let mut scenario = loaded(vec![Spec::shared(2, 1.0); 4], normal(), 0.6);
         scenario.until = ONSET + 20 * SECOND;
-        scenario.deadline = SECOND;
+        scenario.due_within(SECOND);
         scenario.changes = vec![change(ONSET, 3, What::Fail { share, work: 0.1 })];
         if !ejects {
             scenario.ejection.failures_in_row = 0;
@@ -157,9 +157,8 @@ fn overload() -> Vec<Case> {
     let case = |power: i32| {
         let factor = 0.75 * (10f64 / 9.0).powi(power);
         let mut scenario = loaded(fleet(), normal(), factor);
-        scenario.deadline = SECOND;
+        scenario.due_within(SECOND);
         scenario.until = scenario.warm_up + 20 * SECOND;
-        scenario.waiting = Some(Waiting { count_max: 1024, deadline: SECOND });
         let (capacity, offered) = (scenario.capacity_per_second(), scenario.capacity_per_second() * factor);
         let mut case = Case::new("E11", format!("offered {:.0} %, deadline 1 s", 100.0 * factor), scenario);
         let good = |run: &Run| run.records.iter().filter(|r| r.ending == Ending::Answered).count() as f64;
@@ -192,7 +191,7 @@ fn credits() -> Vec<Case> {
         let steps = vec![step(Duration::ZERO, per_second)];
         scenario.load = Load::Open { arrivals: Arrivals::Poisson, steps };
         scenario.until = 60 * SECOND;
-        scenario.deadline = 2 * SECOND;
+        scenario.due_within(2 * SECOND);
         Case::new("E13", name.to_owned(), scenario)
     };
     let never = Spec { credits: None, ..strong };

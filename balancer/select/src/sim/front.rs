@@ -13,7 +13,7 @@ use super::contender::Contender;
 use super::reports::Reports;
 use super::scenario::{Scenario, Sharing};
 use crate::backend::Backend;
-use crate::cluster::{Cluster, Outcome, Ticket, View};
+use crate::cluster::{Cluster, Limits, Outcome, Ticket, View};
 
 /// What one thread hears of another's request, in time or late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Front {
             let backend = |n: usize| Arc::new(Backend::new(&format!("i-{n}"), epoch));
             let view = View::new((0..scenario.backends.len()).map(backend).collect(), scenario.ejection);
             Arc::new(match scenario.waiting {
-                Some(waiting) => view.with_deadline(waiting.deadline),
+                Some(waiting) => view.limited(Limits { deadline: waiting.deadline, in_flight_max: u32::MAX }),
                 None => view,
             })
         };

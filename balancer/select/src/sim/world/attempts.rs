@@ -193,7 +193,9 @@ impl World<'_> {
     /// Puts a request into the queue, if it is worth while and there is room.
     fn join(&mut self, id: u32, thread: usize) -> bool {
         let Some(wait) = self.front.wait(thread, self.queue.len(), self.now_ns) else { return false };
-        let (Some(place), Some(request)) = (self.queue.join(id), self.requests.get_mut(id)) else { return false };
+        let (Some(place), Some(request)) = (self.queue.join(id), self.requests.get_mut(id)) else {
+            return false;
+        };
         request.place = Some(place);
         self.patience.push_back((self.now_ns + wait.as_nanos() as u64, id, place));
         true
