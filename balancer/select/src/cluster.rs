@@ -149,6 +149,12 @@ impl View {
         &self.backends
     }
 
+    /// Whether any backend is up, with room or without.
+    #[must_use]
+    pub fn is_up(&self, now: Instant) -> bool {
+        self.backends.iter().any(|backend| backend.health(now) == Health::Up)
+    }
+
     /// Ejects `backend` unless it is ejected already or too much of the cluster is.
     fn eject(&self, backend: &Backend, now_ns: u64) {
         let _deciding = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
