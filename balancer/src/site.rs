@@ -143,7 +143,7 @@ impl Shared {
     }
 
     pub(crate) fn version(&self) -> u64 {
-        self.version.load(Relaxed)
+        self.version.load(Acquire)
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -182,6 +182,9 @@ impl Shared {
         let mut kept: Vec<_> = current.members().cloned().collect();
         kept.append(&mut leaving);
         let next = Arc::new(Generation::build(current.number + 1, config, &kept, self.started));
+        // Before the old backends drain, so that a request that finds them draining has not begun since: whoever sees
+        // the number waits for the lock.
+        self.version.store(next.number, Release);
         for member in &kept {
             let stays = next.members().any(|other| Arc::ptr_eq(other, member));
             // One that stays keeps what an operator said of it; one that comes back while leaving is wanted again.
@@ -193,7 +196,6 @@ impl Shared {
             }
             member.leaving.store(!stays, Relaxed);
         }
-        self.version.store(next.number, Relaxed);
         *current = next;
     }
 }

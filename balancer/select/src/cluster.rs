@@ -140,8 +140,8 @@ impl View {
         let deadline = self.limits?.deadline;
         let up = self.backends.iter().filter(|backend| backend.health(now) == Health::Up);
         let per_ns = up.map(|backend| backend.averages().answers_per_ns()).sum::<f64>();
-        let expected_ns = (ahead as f64 + 1.0) / per_ns;
-        (expected_ns <= (deadline / WAITING).as_nanos() as f64).then_some(deadline / WAITED)
+        let wait_ns = (deadline / WAITING).as_nanos() as f64;
+        (ahead as f64 + 1.0 <= per_ns * wait_ns).then_some(deadline / WAITED)
     }
 
     #[must_use]
