@@ -235,9 +235,9 @@ impl Backend {
     /// per request. But always twice as many as it is known to answer undisturbed, or a service that takes its
     /// time by nature would get less and less of them.
     ///
-    /// `others` is how many there were at most at the beginning and at the end of a request of this latency.
-    pub(crate) fn learn_limit(&self, latency_ns: f64, others: u32, window_ns: f64) {
-        if others < LIMIT_MIN {
+    /// Called for each answer, with what it took and how many requests it found.
+    pub(crate) fn learn_limit(&self, latency_ns: f64, in_flight_before: u32, window_ns: f64) {
+        if in_flight_before < LIMIT_MIN {
             self.averages.learn_alone(latency_ns);
         }
         let limit = self.averages.answered_within(window_ns) as u32;

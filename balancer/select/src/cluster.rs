@@ -89,9 +89,9 @@ impl Default for Ejection {
     }
 }
 
-/// Share of the deadline that a backend's requests may take it: work that varies leaves the slowest of a hundred about
-/// three times the mean, and waiting takes as long again.
-const WORKING: u32 = 8;
+/// Share of the deadline that a backend's requests may take it on average: where they share its cores and their work is
+/// exponential, the slowest of a hundred takes about five times that, and it may have waited before.
+const WORKING: u32 = 16;
 /// Share of the deadline that a request may be expected to wait before a backend has room.
 const WAITING: u32 = 8;
 /// A request that has waited for this share of the deadline is refused: it could not be answered in time.
@@ -282,15 +282,17 @@ impl Cluster {
             Outcome::Cancelled => {}
             Outcome::Success => {
                 let latency_ns = ticket.latency_ns(now_ns) as f64;
-                backend.averages().learn(Some(latency_ns), ticket.in_flight_before, now_ns);
+                // It found some and left some: those that came meanwhile were in its way as well.
+                let others = (f64::from(ticket.in_flight_before) + f64::from(left)) / 2.0;
+                backend.averages().learn(Some(latency_ns), others, now_ns);
                 if let Some(limits) = self.view.limits {
                     let window_ns = (limits.deadline / WORKING).as_nanos() as f64;
-                    backend.learn_limit(latency_ns, left.max(ticket.in_flight_before), window_ns);
+                    backend.learn_limit(latency_ns, ticket.in_flight_before, window_ns);
                 }
                 backend.succeeded(self.view.ejection.time_max, now_ns);
             }
             Outcome::Failure => {
-                backend.averages().learn(None, 0, now_ns);
+                backend.averages().learn(None, 0.0, now_ns);
                 let limit = self.view.ejection.failures_in_row;
                 let in_row = backend.failed(ticket.picked_ns);
                 if limit > 0 && in_row >= limit {
