@@ -44,6 +44,9 @@ const SUSPECT: u32 = 4;
 
 /// The limit of a backend of which nothing is known, or in a cluster without limits.
 const UNLIMITED: u32 = u32::MAX;
+/// The limit is taken anew from one in so many answers: an average moves by little with one, and the division costs as
+/// much as a twentieth of a choice. The number of samples saturates at one that counts.
+const LIMIT_EVERY: u32 = 8;
 /// However slow it is, a backend may have this many requests: with fewer, the other cores of a small machine would
 /// idle between two answers.
 const LIMIT_MIN: u32 = 4;
@@ -237,6 +240,10 @@ impl Backend {
     ///
     /// Called for each answer, with what it took and how many requests it found.
     pub(crate) fn learn_limit(&self, latency_ns: f64, in_flight_before: u32, window_ns: f64) {
+        let samples = self.averages.samples();
+        if samples > LIMIT_EVERY && samples % LIMIT_EVERY != LIMIT_EVERY - 1 {
+            return;
+        }
         if in_flight_before < LIMIT_MIN {
             self.averages.learn_alone(latency_ns);
         }

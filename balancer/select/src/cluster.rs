@@ -111,7 +111,9 @@ pub struct Limits {
 pub struct View {
     backends: Vec<Arc<Backend>>,
     ejection: Ejection,
-    limits: Option<Limits>,
+    deadline: Option<Duration>,
+    /// What a backend has may take it this long, if there is a deadline.
+    window_ns: Option<f64>,
     /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
     ejecting: Mutex<()>,
 }
@@ -119,7 +121,7 @@ pub struct View {
 impl View {
     #[must_use]
     pub fn new(backends: Vec<Arc<Backend>>, ejection: Ejection) -> Self {
-        Self { backends, ejection, limits: None, ejecting: Mutex::new(()) }
+        Self { backends, ejection, deadline: None, window_ns: None, ejecting: Mutex::new(()) }
     }
 
     /// Limits what each backend has at once, so that requests beyond wait in the balancer, for whichever backend has
@@ -128,7 +130,8 @@ impl View {
     #[must_use]
     pub fn limited(mut self, limits: Limits) -> Self {
         self.backends.iter().for_each(|backend| backend.set_limit_max(limits.in_flight_max));
-        self.limits = Some(limits);
+        self.deadline = Some(limits.deadline);
+        self.window_ns = Some((limits.deadline / WORKING).as_nanos() as f64);
         self
     }
 
@@ -137,7 +140,7 @@ impl View {
     /// too long by what the backends answer now.
     #[must_use]
     pub fn wait(&self, ahead: usize, now: Instant) -> Option<Duration> {
-        let deadline = self.limits?.deadline;
+        let deadline = self.deadline?;
         let up = self.backends.iter().filter(|backend| backend.health(now) == Health::Up);
         let per_ns = up.map(|backend| backend.averages().answers_per_ns()).sum::<f64>();
         let wait_ns = (deadline / WAITING).as_nanos() as f64;
@@ -210,7 +213,8 @@ impl Cluster {
     /// mode): an ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
     /// the probe found down, or what drains, is never chosen. One whose ejection is over is on trial: it gets one
     /// request at a time until one succeeds. `None` means that no backend may take a request, or that those that may are at their
-    /// limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one already seen is treated as the latest seen.
+    /// limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one already
+    /// seen is treated as the latest seen.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
     pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
         self.pick_other(&[], now)
@@ -285,8 +289,7 @@ impl Cluster {
                 // It found some and left some: those that came meanwhile were in its way as well.
                 let others = (f64::from(ticket.in_flight_before) + f64::from(left)) / 2.0;
                 backend.averages().learn(Some(latency_ns), others, now_ns);
-                if let Some(limits) = self.view.limits {
-                    let window_ns = (limits.deadline / WORKING).as_nanos() as f64;
+                if let Some(window_ns) = self.view.window_ns {
                     backend.learn_limit(latency_ns, ticket.in_flight_before, window_ns);
                 }
                 backend.succeeded(self.view.ejection.time_max, now_ns);

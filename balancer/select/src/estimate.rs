@@ -120,6 +120,11 @@ impl Averages {
         load(&self.price)
     }
 
+    /// Finished requests that were learnt from, saturating.
+    pub(crate) fn samples(&self) -> u32 {
+        self.samples.load(Relaxed)
+    }
+
     /// How long ago a request last ended.
     pub(crate) fn age_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.updated_ns.load(Relaxed))
