@@ -53,8 +53,17 @@ fn slowed() -> Case {
         column("share 1-30 s", share_over(fair_slow, 7, ONSET + SECOND, healed)),
         column("healed +1 s", share_over(0.125, 7, healed + SECOND, healed + SECOND * 3 / 2)),
         column("healed +3 s", share_over(0.125, 7, healed + 3 * SECOND, healed + 4 * SECOND)),
+        // What a share that is not back costs.
+        column("p99 over before", move |run| {
+            p99(run, healed + 3 * SECOND, healed + 10 * SECOND) / p99(run, ONSET / 2, ONSET)
+        }),
     ];
     case
+}
+
+fn p99(run: &Run, from: Duration, to: Duration) -> f64 {
+    let (from, to) = (from.as_nanos() as u64, to.as_nanos() as u64);
+    run.summary_of(|r| (from..to).contains(&r.arrived_ns)).p99_ns
 }
 
 /// E5: one of eight stops answering, or cannot be connected to. Expected: it costs what is there at the onset and one
@@ -122,10 +131,6 @@ fn newcomer() -> Case {
     ];
     let mut case = Case::new("E7", "a fifth joins, 5 times slower for 10 s".to_owned(), scenario);
     case.window = (ONSET, 2 * ONSET);
-    let p99 = |run: &Run, from: Duration, to: Duration| {
-        let (from, to) = (from.as_nanos() as u64, to.as_nanos() as u64);
-        run.summary_of(|r| (from..to).contains(&r.arrived_ns)).p99_ns
-    };
     case.columns = vec![
         column("p99 over before", move |run| p99(run, ONSET, 2 * ONSET) / p99(run, ONSET / 2, ONSET)),
         column("share warm", |run| run.share(4, 2 * ONSET + 3 * SECOND, 2 * ONSET + 5 * SECOND) / 0.2),
