@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use select::{Backend, Cluster, Ejection, Outcome, PolicyKind, View};
+use select::{Backend, Cluster, Ejection, Limits, Outcome, PolicyKind, View};
 use tower::Service;
 use tower::balance::p2c::Balance;
 use tower::discover::ServiceList;
@@ -22,7 +22,8 @@ const SIZES: [usize; 6] = [2, 4, 8, 64, 256, 1000];
 
 fn view(size: usize, start: Instant) -> Arc<View> {
     let backends = (0..size).map(|n| Arc::new(Backend::new(&format!("i-{n}"), start))).collect();
-    Arc::new(View::new(backends, Ejection::default()))
+    let limits = Limits { deadline: Duration::from_secs(30), in_flight_max: u32::MAX };
+    Arc::new(View::new(backends, Ejection::default()).limited(limits))
 }
 
 /// As in a busy balancer: half a request in flight per backend, and every backend has been measured.

@@ -30,6 +30,8 @@ pub(crate) enum Error {
     #[error("backend's answer refused: {0}")]
     BadAnswer(Refusal),
     // Internal: the balancer's own limits.
+    #[error("every backend has as many requests as it can answer in time")]
+    Overloaded,
     #[error("too many bodies at once")]
     Busy,
     #[error("out of descriptors, ports or memory")]
@@ -59,7 +61,7 @@ impl Error {
     pub(crate) fn side(&self) -> Side {
         match self {
             Self::Refused(_) | Self::ClientTooSlow | Self::ClientGone => Side::Downstream,
-            Self::Busy | Self::Exhausted(_) => Side::Internal,
+            Self::Overloaded | Self::Busy | Self::Exhausted(_) => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -71,7 +73,9 @@ impl Error {
             Self::Refused(refusal) => Some(refusal.status()),
             Self::ClientTooSlow => Some(408),
             Self::ClientGone => None,
-            Self::NoBackend | Self::Connect(_) | Self::Busy | Self::Exhausted(_) => Some(503),
+            Self::NoBackend | Self::Connect(_) | Self::Overloaded | Self::Busy | Self::Exhausted(_) => {
+                Some(503)
+            }
             Self::Died | Self::Truncated | Self::BadAnswer(_) => Some(502),
             Self::ConnectTimeout | Self::ResponseTimeout => Some(504),
         }

@@ -8,6 +8,7 @@
 //! It does not speak TLS or HTTP/2, does not resolve names, does not cache, and does not compress.
 
 mod admin;
+mod bell;
 mod buffer;
 mod clock;
 pub mod config;

@@ -17,6 +17,7 @@ use monoio::net::{TcpListener, TcpStream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::bell::Bell;
 use crate::driver::{AnyRuntime, Driver};
 use crate::proxy::{self, Client};
 use crate::site::Shared;
@@ -42,7 +43,13 @@ pub(crate) fn run(
 ) -> io::Result<()> {
     let nonblocking = matches!(driver, Driver::Epoll { .. });
     runtime.block_on(async {
-        let thread = Rc::new(Thread::new(shared, seed, clock::now()));
+        let (bell, hearing) = Bell::new()?;
+        let thread = Rc::new(Thread::new(shared, bell, seed, clock::now()));
+        let heard = Rc::clone(&thread);
+        monoio::spawn(async move {
+            // Without it, requests that wait look for room at each tick.
+            let _ = hearing.listen(nonblocking, || heard.hear()).await;
+        });
         let accepting = Rc::new(Cell::new(listeners.len()));
         for listener in listeners {
             let listener = TcpListener::from_std(listener)?;

@@ -1,18 +1,21 @@
 //! What is served: the clusters of one configuration, shared by all threads, and each thread's view of them.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use select::{Backend, Cluster, Health, View};
+use select::{Backend, Cluster, Health, Limits, Queue, View};
 
+use crate::bell::Bell;
 use crate::clock;
 use crate::config::{CATCH_ALL, ClusterConfig, Config};
 use crate::driver::Driver;
 use crate::listen::Listeners;
 use crate::pool::Pool;
+use crate::proxy::Waiting;
 use crate::stats::{BackendStats, Totals};
 
 /// One backend with what the balancer knows beside the choice. Lives as long as some configuration has it or a
@@ -40,6 +43,8 @@ pub(crate) struct Shard {
     pub(crate) config: ClusterConfig,
     pub(crate) view: Arc<View>,
     pub(crate) members: Vec<Arc<Member>>,
+    /// Requests that wait for one of them to have room, by the bells of their threads.
+    pub(crate) queue: Queue<Arc<Bell>>,
 }
 
 /// Everything that follows from one configuration. Immutable; a reload makes the next one.
@@ -56,7 +61,7 @@ impl Generation {
     fn build(number: u64, mut config: Config, kept: &[Arc<Member>], epoch: Instant) -> Self {
         config.clusters.sort_by(|a, b| a.name.cmp(&b.name));
         let clusters: Vec<Shard> =
-            config.clusters.iter().map(|cluster| shard(cluster, kept, epoch)).collect();
+            config.clusters.iter().map(|cluster| shard(&config, cluster, kept, epoch)).collect();
         let catch_all = clusters.iter().position(|cluster| cluster.config.name == CATCH_ALL);
         Self { number, config, clusters, catch_all }
     }
@@ -72,7 +77,7 @@ impl Generation {
     }
 }
 
-fn shard(cluster: &ClusterConfig, kept: &[Arc<Member>], epoch: Instant) -> Shard {
+fn shard(config: &Config, cluster: &ClusterConfig, kept: &[Arc<Member>], epoch: Instant) -> Shard {
     let member = |id: &str, address| {
         let found = kept.iter().find(|member| member.is(&cluster.name, id, address));
         found.cloned().unwrap_or_else(|| {
@@ -88,7 +93,9 @@ fn shard(cluster: &ClusterConfig, kept: &[Arc<Member>], epoch: Instant) -> Shard
     };
     let members: Vec<_> = cluster.backends.iter().map(|b| member(&b.id, b.address)).collect();
     let backends = members.iter().map(|member| Arc::clone(&member.backend)).collect();
-    Shard { config: cluster.clone(), view: Arc::new(View::new(backends, cluster.ejection)), members }
+    let limits = Limits { deadline: config.timeouts.deadline, in_flight_max: cluster.in_flight_max };
+    let view = Arc::new(View::new(backends, cluster.ejection).limited(limits));
+    Shard { config: cluster.clone(), view, members, queue: Queue::new(config.limits.queue) }
 }
 
 /// What all threads of the process share.
@@ -136,7 +143,7 @@ impl Shared {
     }
 
     pub(crate) fn version(&self) -> u64 {
-        self.version.load(Relaxed)
+        self.version.load(Acquire)
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -175,6 +182,9 @@ impl Shared {
         let mut kept: Vec<_> = current.members().cloned().collect();
         kept.append(&mut leaving);
         let next = Arc::new(Generation::build(current.number + 1, config, &kept, self.started));
+        // Before the old backends drain, so that a request that finds them draining has not begun since: whoever sees
+        // the number waits for the lock.
+        self.version.store(next.number, Release);
         for member in &kept {
             let stays = next.members().any(|other| Arc::ptr_eq(other, member));
             // One that stays keeps what an operator said of it; one that comes back while leaving is wanted again.
@@ -186,7 +196,6 @@ impl Shared {
             }
             member.leaving.store(!stays, Relaxed);
         }
-        self.version.store(next.number, Relaxed);
         *current = next;
     }
 }
@@ -200,17 +209,25 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Site {
     pub(crate) generation: Arc<Generation>,
     pub(crate) pickers: Vec<RefCell<Picker>>,
+    bell: Arc<Bell>,
 }
 
 /// One thread's choice and idle connections of one cluster.
 pub(crate) struct Picker {
     pub(crate) cluster: Cluster,
     pub(crate) pool: Pool,
+    /// This thread's requests in the cluster's queue, by their places.
+    pub(crate) waiting: BTreeMap<u64, Waiting>,
 }
 
 impl Site {
     /// `seed` differs between threads. Idle connections to kept backends are taken over from `previous`.
-    pub(crate) fn new(generation: Arc<Generation>, seed: u64, previous: Option<&Self>) -> Self {
+    pub(crate) fn new(
+        generation: Arc<Generation>,
+        bell: Arc<Bell>,
+        seed: u64,
+        previous: Option<&Self>,
+    ) -> Self {
         let policy = generation.config.policy;
         let picker = |(index, shard): (usize, &Shard)| {
             let mut pool = Pool::new(shard.members.len());
@@ -218,10 +235,21 @@ impl Site {
                 adopt(&mut pool, shard, previous);
             }
             let seed = seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64);
-            RefCell::new(Picker { cluster: Cluster::new(Arc::clone(&shard.view), policy, seed), pool })
+            let cluster = Cluster::new(Arc::clone(&shard.view), policy, seed);
+            RefCell::new(Picker { cluster, pool, waiting: BTreeMap::new() })
         };
         let pickers = generation.clusters.iter().enumerate().map(picker).collect();
-        Self { generation, pickers }
+        Self { generation, pickers, bell }
+    }
+
+    /// Tells the request that is first in a cluster's queue, here or in another thread, that there may be room.
+    pub(crate) fn tell_first(&self, cluster: usize) {
+        let Some((place, bell)) = self.generation.clusters[cluster].queue.first() else { return };
+        if !Arc::ptr_eq(&bell, &self.bell) {
+            bell.ring();
+        } else if let Some(waiting) = self.pickers[cluster].borrow_mut().waiting.get_mut(&place) {
+            waiting.tell();
+        }
     }
 
     /// Closes idle connections that are too old or lead to backends that are not up.

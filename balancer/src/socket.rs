@@ -11,7 +11,7 @@ use monoio::net::TcpStream;
 use rustix::net::Shutdown;
 
 use crate::buffer::Buffer;
-use crate::watch::{Deadline, Timer, Traffic, Watch};
+use crate::watch::{self, Deadline, Timer, Traffic, Watch};
 
 type Shared = Rc<UnsafeCell<TcpStream>>;
 
@@ -111,6 +111,12 @@ impl Reader {
     pub(crate) fn break_off(&self) {
         // SAFETY: the stream is alive as long as `self`.
         let _ = rustix::net::shutdown(unsafe { BorrowedFd::borrow_raw(self.fd()) }, Shutdown::Both);
+    }
+
+    /// Whether the peer has closed its side; costs a system call.
+    pub(crate) fn is_gone(&self) -> bool {
+        // SAFETY: as above.
+        watch::is_gone(unsafe { BorrowedFd::borrow_raw(self.fd()) })
     }
 
     pub(crate) fn fd(&self) -> RawFd {

@@ -113,6 +113,8 @@ pub(crate) struct Totals {
     pub(crate) requests: AtomicU64,
     /// Requests answered by the balancer itself with an error.
     pub(crate) refused: AtomicU64,
+    /// Of these, the ones for which every backend had too many already.
+    pub(crate) overloaded: AtomicU64,
     pub(crate) retries: AtomicU64,
     /// What threads count by themselves and add ten times a second: see `thread::Count`.
     pub(crate) counts: [AtomicU64; COUNTS],

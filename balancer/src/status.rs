@@ -24,7 +24,9 @@ pub(crate) fn json(shared: &Arc<Shared>) -> String {
     let leaving = shared.leaving();
     let mut clusters = Map::new();
     for shard in &generation.clusters {
-        clusters.insert(shard.config.name.clone(), cluster_json(&shard.members, now));
+        let mut cluster = cluster_json(&shard.members, now);
+        cluster["queue"] = json!(shard.queue.len());
+        clusters.insert(shard.config.name.clone(), cluster);
     }
     for member in leaving {
         let backends = clusters
@@ -49,6 +51,7 @@ pub(crate) fn json(shared: &Arc<Shared>) -> String {
         "generation": generation.number,
         "connections": totals.connections.load(Relaxed),
         "requests": totals.requests.load(Relaxed),
+        "overloaded": totals.overloaded.load(Relaxed),
         "retries": totals.retries.load(Relaxed),
         "cancelled": totals.counts[CLASSES + 1].load(Relaxed),
         "tunnels": totals.tunnels.load(Relaxed),
@@ -71,6 +74,8 @@ fn backend_json(member: &Member, cluster_requests: u64, now: Instant) -> Value {
         "address": member.address.to_string(),
         "state": member.backend.health(now).name(),
         "in_flight": member.backend.in_flight(),
+        // null while nothing is known of it.
+        "limit": member.backend.limit(),
         "requests": requests,
         "errors": member.stats.errors.load(Relaxed),
         "share": rounded(requests as f64 / cluster_requests.max(1) as f64),
@@ -124,12 +129,15 @@ pub(crate) fn html(shared: &Arc<Shared>) -> String {
 type Reading = fn(&Member, Instant) -> f64;
 
 /// Per backend: name, type, help, value.
-const BACKEND_METRICS: [(&str, &str, &str, Reading); 6] = [
+const BACKEND_METRICS: [(&str, &str, &str, Reading); 7] = [
     ("balancer_backend_up", "gauge", "Whether the backend takes requests.", |member, now| {
         f64::from(u8::from(member.backend.health(now) == select::Health::Up))
     }),
     ("balancer_backend_in_flight", "gauge", "Requests picked and not finished.", |member, _| {
         member.backend.in_flight().into()
+    }),
+    ("balancer_backend_limit", "gauge", "Requests that it may have at once.", |member, _| {
+        member.backend.limit().map_or(f64::INFINITY, f64::from)
     }),
     ("balancer_backend_requests_total", "counter", "Requests that ended.", |member, _| {
         member.stats.requests.load(Relaxed) as f64
@@ -156,7 +164,7 @@ pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
     let now = clock::now();
     let mut text = String::new();
     let totals = &shared.totals;
-    let plain: [(&str, &str, &str, f64); 7] = [
+    let plain: [(&str, &str, &str, f64); 8] = [
         ("balancer_uptime_seconds", "gauge", "Time since the start.", uptime(shared, now).as_secs_f64()),
         (
             "balancer_connections",
@@ -184,6 +192,12 @@ pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
             totals.refused.load(Relaxed) as f64,
         ),
         (
+            "balancer_requests_overloaded_total",
+            "counter",
+            "Of these, the ones for which every backend had too many already.",
+            totals.overloaded.load(Relaxed) as f64,
+        ),
+        (
             "balancer_retries_total",
             "counter",
             "Requests sent once more.",
@@ -195,6 +209,7 @@ pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
     }
     write_counts(&mut text, totals);
     let generation = shared.generation();
+    write_queues(&mut text, &generation);
     for metric in &BACKEND_METRICS {
         write_backend_metric(&mut text, &generation, metric, now);
     }
@@ -229,6 +244,14 @@ fn write_counts(text: &mut String, totals: &Totals) {
     }
     let (name, open) = ("balancer_tunnels", totals.tunnels.load(Relaxed));
     let _ = writeln!(text, "# HELP {name} Tunnels open now.\n# TYPE {name} gauge\n{name} {open}");
+}
+
+fn write_queues(text: &mut String, generation: &Generation) {
+    let name = "balancer_cluster_queue";
+    let _ = writeln!(text, "# HELP {name} Requests that wait for a backend with room.\n# TYPE {name} gauge");
+    for shard in &generation.clusters {
+        let _ = writeln!(text, "{name}{{cluster=\"{}\"}} {}", escaped(&shard.config.name), shard.queue.len());
+    }
 }
 
 fn write_backend_metric(

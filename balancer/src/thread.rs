@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::bell::Bell;
 use crate::buffer::Buffer;
 use crate::retry::RetryBudget;
 use crate::site::{Shared, Site};
@@ -20,6 +21,8 @@ const SPARE_MAX: usize = 256;
 pub(crate) struct Thread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) watch: Rc<Watch>,
+    /// By which other threads tell this one that a backend has room.
+    pub(crate) bell: Arc<Bell>,
     pub(crate) retries: RefCell<RetryBudget>,
     /// Client connections of this thread.
     pub(crate) clients: Cell<usize>,
@@ -55,7 +58,7 @@ impl Count {
 }
 
 impl Thread {
-    pub(crate) fn new(shared: Arc<Shared>, seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, bell: Arc<Bell>, seed: u64, now: Instant) -> Self {
         let generation = shared.generation();
         Self {
             watch: Watch::new(now),
@@ -63,7 +66,8 @@ impl Thread {
             clients: Cell::new(0),
             seed,
             version: Cell::new(generation.number),
-            site: RefCell::new(Rc::new(Site::new(generation, seed, None))),
+            site: RefCell::new(Rc::new(Site::new(generation, Arc::clone(&bell), seed, None))),
+            bell,
             spare: RefCell::default(),
             counts: Default::default(),
             shared,
@@ -81,7 +85,7 @@ impl Thread {
     fn renew(&self) {
         let generation = self.shared.generation();
         self.version.set(generation.number);
-        let next = Site::new(generation, self.seed, Some(&self.site.borrow()));
+        let next = Site::new(generation, Arc::clone(&self.bell), self.seed, Some(&self.site.borrow()));
         self.site.replace(Rc::new(next));
     }
 
@@ -102,6 +106,12 @@ impl Thread {
     pub(crate) fn count(&self, what: Count) {
         let counter = &self.counts[what.index()];
         counter.set(counter.get() + 1);
+    }
+
+    /// The bell was rung: tells the requests of this thread that are first where they wait.
+    pub(crate) fn hear(&self) {
+        let site = self.site();
+        (0..site.pickers.len()).for_each(|cluster| site.tell_first(cluster));
     }
 
     fn publish_counts(&self) {

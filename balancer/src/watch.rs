@@ -99,6 +99,11 @@ impl Watch {
         }
     }
 
+    /// Whether [`Self::end_requests`] was called: clients look gone then, and are not.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
     /// Counts bytes that went one way; see [`Traffic`].
     pub(crate) fn count(&self, way: Traffic, bytes: usize) {
         let counter = &self.traffic[way as usize];
@@ -153,7 +158,7 @@ pub(crate) enum Traffic {
 
 /// Whether the peer has closed its side or the connection is broken. Bytes that wait to be read do not matter and are
 /// left alone.
-fn is_gone(fd: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_gone(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };

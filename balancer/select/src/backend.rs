@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::estimate::{Averages, Estimate};
-use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 
 /// Weight of a probe in the average of their latency.
 const PROBE_WEIGHT: f64 = 0.3;
@@ -42,6 +42,15 @@ const DOWN: u32 = 2;
 /// It was ejected and has not had a success since. Whether it is ejected now is a matter of time.
 const SUSPECT: u32 = 4;
 
+/// The limit of a backend of which nothing is known, or in a cluster without limits.
+const UNLIMITED: u32 = u32::MAX;
+/// The limit is taken anew from one in so many answers: an average moves by little with one, and the division costs as
+/// much as a twentieth of a choice. The number of samples saturates at one that counts.
+const LIMIT_EVERY: u32 = 8;
+/// However slow it is, a backend may have this many requests: with fewer, the other cores of a small machine would
+/// idle between two answers.
+const LIMIT_MIN: u32 = 4;
+
 /// Shared state of one backend: in-flight count, health, averages.
 ///
 /// Everything that a choice reads lies in the first cache line, and no line is shared with a neighbour, so that busy
@@ -51,10 +60,14 @@ const SUSPECT: u32 = 4;
 pub struct Backend {
     in_flight: AtomicU32,
     doubts: AtomicU32,
+    /// Requests that it may have at once.
+    limit: AtomicU32,
     averages: Averages,
     failures_in_row: AtomicU32,
     ejections: AtomicU32,
     ejected_until_ns: AtomicU64,
+    /// What `limit` may be at most, and is while nothing is known.
+    limit_max: AtomicU32,
     /// Average of active probes' latency in nanoseconds, as bits of an `f64`; 0 before the first.
     probe_latency: AtomicU64,
     epoch: Instant,
@@ -69,10 +82,12 @@ impl Backend {
         Self {
             in_flight: AtomicU32::new(0),
             doubts: AtomicU32::new(0),
+            limit: AtomicU32::new(UNLIMITED),
             averages: Averages::default(),
             failures_in_row: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             ejected_until_ns: AtomicU64::new(0),
+            limit_max: AtomicU32::new(UNLIMITED),
             probe_latency: AtomicU64::new(0),
             epoch,
             id: id.into(),
@@ -88,6 +103,12 @@ impl Backend {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
+    }
+
+    /// Requests that it may have at once, as far as is known.
+    #[must_use]
+    pub fn limit(&self) -> Option<u32> {
+        Some(self.limit.load(Relaxed)).filter(|&limit| limit != UNLIMITED)
     }
 
     /// Draining wins over down, down over ejected.
@@ -127,6 +148,7 @@ impl Backend {
     /// Ends an ejection and forgets the failures that led to it.
     pub fn readmit(&self) {
         self.averages.forget();
+        self.limit.store(self.limit_max.load(Relaxed), Relaxed);
         self.failures_in_row.store(0, Relaxed);
         self.ejections.store(0, Relaxed);
         self.ejected_until_ns.store(0, Relaxed);
@@ -191,9 +213,49 @@ impl Backend {
         before
     }
 
-    pub(crate) fn leave(&self) {
-        let before = self.in_flight.fetch_sub(1, Relaxed);
+    /// Whether it may have one more request. Threads that ask at the same time may exceed the limit together, by one
+    /// each.
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight() < self.limit.load(Relaxed)
+    }
+
+    /// Like [`Self::has_room`], for one who will wait if there is none. Writing the count puts this into one order
+    /// with [`Self::leave`]: a request that left before is seen here, and whoever leaves later sees that this thread
+    /// is waiting.
+    pub(crate) fn finds_room(&self) -> bool {
+        self.in_flight.fetch_add(0, AcqRel) < self.limit.load(Relaxed)
+    }
+
+    /// Sets what it may have at most, whatever is learnt; takes effect at once if it is less than before.
+    pub(crate) fn set_limit_max(&self, limit_max: u32) {
+        let before = self.limit_max.swap(limit_max, Relaxed);
+        if self.limit.load(Relaxed) >= before.min(limit_max) {
+            self.limit.store(limit_max, Relaxed);
+        }
+    }
+
+    /// Lets it have what it answers within `window_ns`, by Little's law: as many requests as that is times the latency
+    /// per request. But always twice as many as it is known to answer undisturbed, or a service that takes its
+    /// time by nature would get less and less of them.
+    ///
+    /// Called for each answer, with what it took and how many requests it found.
+    pub(crate) fn learn_limit(&self, latency_ns: f64, in_flight_before: u32, window_ns: f64) {
+        let samples = self.averages.samples();
+        if samples > LIMIT_EVERY && samples % LIMIT_EVERY != LIMIT_EVERY - 1 {
+            return;
+        }
+        if in_flight_before < LIMIT_MIN {
+            self.averages.learn_alone(latency_ns);
+        }
+        let limit = self.averages.answered_within(window_ns) as u32;
+        self.limit.store(limit.max(LIMIT_MIN).min(self.limit_max.load(Relaxed)), Relaxed);
+    }
+
+    /// Takes a request off and returns how many are left.
+    pub(crate) fn leave(&self) -> u32 {
+        let before = self.in_flight.fetch_sub(1, AcqRel);
         assert!(before > 0, "a ticket is finished once");
+        before - 1
     }
 
     /// Notes a success. A record clean for `forget_after` since the last ejection ended resets the back-off.

@@ -89,11 +89,31 @@ impl Default for Ejection {
     }
 }
 
+/// Share of the deadline that a backend's requests may take it on average: where they share its cores and their work is
+/// exponential, the slowest of a hundred takes about five times that, and it may have waited before.
+const WORKING: u32 = 16;
+/// Share of the deadline that a request may be expected to wait before a backend has room.
+const WAITING: u32 = 8;
+/// A request that has waited for this share of the deadline is refused: it could not be answered in time.
+const WAITED: u32 = 2;
+
+/// How many requests a cluster's backends may have at once. Applies to every policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// An answer after this is of no use. Each backend may have what it answers long before.
+    pub deadline: Duration,
+    /// What one backend may have at most, whatever is learnt of it.
+    pub in_flight_max: u32,
+}
+
 /// What all threads share of one cluster.
 #[derive(Debug)]
 pub struct View {
     backends: Vec<Arc<Backend>>,
     ejection: Ejection,
+    deadline: Option<Duration>,
+    /// What a backend has may take it this long, if there is a deadline.
+    window_ns: Option<f64>,
     /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
     ejecting: Mutex<()>,
 }
@@ -101,12 +121,41 @@ pub struct View {
 impl View {
     #[must_use]
     pub fn new(backends: Vec<Arc<Backend>>, ejection: Ejection) -> Self {
-        Self { backends, ejection, ejecting: Mutex::new(()) }
+        Self { backends, ejection, deadline: None, window_ns: None, ejecting: Mutex::new(()) }
+    }
+
+    /// Limits what each backend has at once, so that requests beyond wait in the balancer, for whichever backend has
+    /// room first, or are refused at once. Without limits an overloaded backend works on requests whose clients have
+    /// gone.
+    #[must_use]
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.backends.iter().for_each(|backend| backend.set_limit_max(limits.in_flight_max));
+        self.deadline = Some(limits.deadline);
+        self.window_ns = Some((limits.deadline / WORKING).as_nanos() as f64);
+        self
+    }
+
+    /// Whether a request for which no backend has room now should wait, with `ahead` waiting before it: for how long at
+    /// most, or `None` if it is to be refused. That is when no backend may take a request, or when the wait would be
+    /// too long by what the backends answer now.
+    #[must_use]
+    pub fn wait(&self, ahead: usize, now: Instant) -> Option<Duration> {
+        let deadline = self.deadline?;
+        let up = self.backends.iter().filter(|backend| backend.health(now) == Health::Up);
+        let per_ns = up.map(|backend| backend.averages().answers_per_ns()).sum::<f64>();
+        let wait_ns = (deadline / WAITING).as_nanos() as f64;
+        (ahead as f64 + 1.0 <= per_ns * wait_ns).then_some(deadline / WAITED)
     }
 
     #[must_use]
     pub fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
+    }
+
+    /// Whether any backend is up, with room or without.
+    #[must_use]
+    pub fn is_up(&self, now: Instant) -> bool {
+        self.backends.iter().any(|backend| backend.health(now) == Health::Up)
     }
 
     /// Ejects `backend` unless it is ejected already or too much of the cluster is.
@@ -163,8 +212,9 @@ impl Cluster {
     /// Only backends that are up are candidates. When none is, those that are merely ejected or on trial are (panic
     /// mode): an ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
     /// the probe found down, or what drains, is never chosen. One whose ejection is over is on trial: it gets one
-    /// request at a time until one succeeds. `None` means that no backend may take a request; the caller answers
-    /// 503. A `now` earlier than one already seen is treated as the latest seen.
+    /// request at a time until one succeeds. `None` means that no backend may take a request, or that those that may are at their
+    /// limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one already
+    /// seen is treated as the latest seen.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
     pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
         self.pick_other(&[], now)
@@ -222,7 +272,7 @@ impl Cluster {
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
         let now_ns = self.advance(nanoseconds(ticket.epoch, now));
         let backend = &self.view.backends[ticket.backend];
-        backend.leave();
+        let left = backend.leave();
         if outcome != Outcome::Cancelled {
             let sample = Sample {
                 backend: ticket.backend,
@@ -236,11 +286,16 @@ impl Cluster {
             Outcome::Cancelled => {}
             Outcome::Success => {
                 let latency_ns = ticket.latency_ns(now_ns) as f64;
-                backend.averages().learn(Some(latency_ns), ticket.in_flight_before, now_ns);
+                // It found some and left some: those that came meanwhile were in its way as well.
+                let others = (f64::from(ticket.in_flight_before) + f64::from(left)) / 2.0;
+                backend.averages().learn(Some(latency_ns), others, now_ns);
+                if let Some(window_ns) = self.view.window_ns {
+                    backend.learn_limit(latency_ns, ticket.in_flight_before, window_ns);
+                }
                 backend.succeeded(self.view.ejection.time_max, now_ns);
             }
             Outcome::Failure => {
-                backend.averages().learn(None, 0, now_ns);
+                backend.averages().learn(None, 0.0, now_ns);
                 let limit = self.view.ejection.failures_in_row;
                 let in_row = backend.failed(ticket.picked_ns);
                 if limit > 0 && in_row >= limit {
@@ -259,7 +314,7 @@ impl Cluster {
         }
         if self.candidates.is_empty() {
             for (index, backend) in self.view.backends.iter().enumerate() {
-                if backend.may_take(now_ns) && !tried.contains(&index) {
+                if backend.may_take(now_ns) && backend.has_room() && !tried.contains(&index) {
                     self.candidates.push(index as u32);
                 }
             }
@@ -267,11 +322,19 @@ impl Cluster {
         if !self.candidates.is_empty() {
             return false;
         }
-        let guessed = |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
-        let backends = self.view.backends.iter().enumerate();
-        let untried = backends.filter(|(index, backend)| guessed(backend) && !tried.contains(index));
-        self.candidates.extend(untried.map(|(index, _)| index as u32));
-        true
+        let backends = self.view.backends.iter().enumerate().filter(|(index, _)| !tried.contains(index));
+        let full = backends.clone().filter(|(_, backend)| backend.may_take(now_ns));
+        let panics = full.clone().next().is_none();
+        if panics {
+            let guessed =
+                |backend: &Backend| matches!(backend.health_at(now_ns), Health::Ejected | Health::Up);
+            let guessed = backends.filter(|(_, backend)| guessed(backend) && backend.finds_room());
+            self.candidates.extend(guessed.map(|(index, _)| index as u32));
+        } else {
+            let free = full.filter(|(_, backend)| backend.finds_room());
+            self.candidates.extend(free.map(|(index, _)| index as u32));
+        }
+        panics
     }
 
     fn draw(&mut self, wanted: usize, tried: &[usize], now_ns: u64) {
@@ -287,7 +350,8 @@ impl Cluster {
     }
 
     fn may_take(&self, index: usize, tried: &[usize], now_ns: u64) -> bool {
-        self.view.backends[index].may_take(now_ns) && !tried.contains(&index)
+        let backend = &self.view.backends[index];
+        backend.may_take(now_ns) && backend.has_room() && !tried.contains(&index)
     }
 
     fn advance(&mut self, now_ns: u64) -> u64 {

@@ -74,6 +74,8 @@ pub(crate) struct Averages {
     count: AtomicU64,
     in_flight: AtomicU64,
     latency_ns: AtomicU64,
+    /// Average latency of requests that found few others: what an answer takes at best.
+    base_ns: AtomicU64,
     samples: AtomicU32,
     learning: AtomicBool,
 }
@@ -102,9 +104,25 @@ impl Averages {
         if in_flight > 0.0 { load(&self.latency_ns) / in_flight } else { 0.0 }
     }
 
+    /// Requests in flight that are answered within `window_ns`, or within twice the time that an answer takes at
+    /// best if that is longer. Infinite while nothing is known.
+    pub(crate) fn answered_within(&self, window_ns: f64) -> f64 {
+        window_ns.max(2.0 * load(&self.base_ns)) * self.answers_per_ns()
+    }
+
+    /// Answers per nanosecond when it is busy; infinite while nothing is known.
+    pub(crate) fn answers_per_ns(&self) -> f64 {
+        SILENCE / self.overdue_ns.load(Relaxed) as f64
+    }
+
     /// [`price`] of the latency per request; 0 while unknown.
     pub(crate) fn price(&self) -> f64 {
         load(&self.price)
+    }
+
+    /// Finished requests that were learnt from, saturating.
+    pub(crate) fn samples(&self) -> u32 {
+        self.samples.load(Relaxed)
     }
 
     /// How long ago a request last ended.
@@ -149,9 +167,9 @@ impl Averages {
         self.heard_ns.store(now_ns, Relaxed);
     }
 
-    /// Learns from one finished request that found `in_flight` others. `latency_ns` is `None` for a failure: its
+    /// Learns from one finished request that shared its backend with `others`, on average. `latency_ns` is `None` for a failure: its
     /// time says nothing about how long an answer takes.
-    pub(crate) fn learn(&self, latency_ns: Option<f64>, in_flight: u32, now_ns: u64) {
+    pub(crate) fn learn(&self, latency_ns: Option<f64>, others: f64, now_ns: u64) {
         if self.learning.swap(true, Acquire) {
             return;
         }
@@ -164,7 +182,7 @@ impl Averages {
         let failing = failing + (failed - failing) / count;
         store(&self.failing, if failing < 1e-9 { 0.0 } else { failing });
         if let Some(latency_ns) = latency_ns {
-            self.learn_latency(latency_ns, f64::from(in_flight) + 1.0, decay, age_ns);
+            self.learn_latency(latency_ns, others + 1.0, decay, age_ns);
         }
         self.samples.store(self.samples.load(Relaxed).saturating_add(1), Relaxed);
         self.updated_ns.store(now_ns, Relaxed);
@@ -187,11 +205,24 @@ impl Averages {
         self.overdue_ns.store((SILENCE * latency_ns) as u64, Relaxed);
     }
 
+    /// Learns from an answer of a request that found few others, if any. Two threads at it may lose a sample.
+    pub(crate) fn learn_alone(&self, latency_ns: f64) {
+        let base_ns = load(&self.base_ns);
+        let known = if base_ns > 0.0 { base_ns } else { latency_ns };
+        store(&self.base_ns, known + (latency_ns - known) / SAMPLES_MIN);
+    }
+
     /// Forgets everything, as for a backend that has just come back.
     pub(crate) fn forget(&self) {
-        for number in
-            [&self.price, &self.overdue_ns, &self.failing, &self.count, &self.in_flight, &self.latency_ns]
-        {
+        for number in [
+            &self.price,
+            &self.overdue_ns,
+            &self.failing,
+            &self.count,
+            &self.in_flight,
+            &self.latency_ns,
+            &self.base_ns,
+        ] {
             number.store(0, Relaxed);
         }
         self.samples.store(0, Relaxed);
@@ -220,7 +251,7 @@ mod tests {
     fn first_sample_is_believed_at_once() {
         let averages = Averages::default();
         assert_eq!((averages.latency_per_request_ns(), averages.price()), (0.0, 0.0));
-        averages.learn(Some(6.0 * MS), 2, 1);
+        averages.learn(Some(6.0 * MS), 2.0, 1);
         assert_eq!(latency(&averages), 2.0);
         assert!((averages.price() / (2.0 * MS).powf(0.75) - 1.0).abs() < 1e-12);
     }
@@ -228,8 +259,8 @@ mod tests {
     #[test]
     fn queue_is_taken_out_of_the_sample() {
         let averages = Averages::default();
-        for in_flight in [0, 3, 9, 1] {
-            averages.learn(Some(5.0 * MS * f64::from(in_flight + 1)), in_flight, 1);
+        for in_flight in [0.0, 3.0, 9.0, 1.0] {
+            averages.learn(Some(5.0 * MS * (in_flight + 1.0)), in_flight, 1);
         }
         assert!((latency(&averages) - 5.0).abs() < 1e-9);
     }
@@ -238,10 +269,10 @@ mod tests {
     fn estimate_follows_a_change_within_a_few_time_constants() {
         let averages = Averages::default();
         for step in 0..100 {
-            averages.learn(Some(MS), 0, step * SECOND_NS / 100);
+            averages.learn(Some(MS), 0.0, step * SECOND_NS / 100);
         }
         for step in 100..400 {
-            averages.learn(Some(10.0 * MS), 0, step * SECOND_NS / 100);
+            averages.learn(Some(10.0 * MS), 0.0, step * SECOND_NS / 100);
         }
         assert!(latency(&averages) > 9.0, "{}", latency(&averages));
     }
@@ -251,16 +282,16 @@ mod tests {
         let averages = Averages::default();
         let at = |step: u64| step * SECOND_NS / 100;
         for step in 0..300 {
-            averages.learn(Some(MS), 0, at(step));
+            averages.learn(Some(MS), 0.0, at(step));
         }
-        averages.learn(Some(1000.0 * MS), 0, at(300));
+        averages.learn(Some(1000.0 * MS), 0.0, at(300));
         assert!(
             (1.1..1.3).contains(&latency(&averages)),
             "counts as 20 among about 100: {}",
             latency(&averages)
         );
         for step in 301..600 {
-            averages.learn(Some(MS), 0, at(step));
+            averages.learn(Some(MS), 0.0, at(step));
         }
         assert!(latency(&averages) < 1.02, "{}", latency(&averages));
     }
@@ -269,27 +300,27 @@ mod tests {
     fn ten_samples_are_remembered_however_slowly_they_come() {
         let averages = Averages::default();
         for step in 0..100 {
-            averages.learn(Some(MS), 0, step * 60 * SECOND_NS);
+            averages.learn(Some(MS), 0.0, step * 60 * SECOND_NS);
         }
-        averages.learn(Some(11.0 * MS), 0, 100 * 60 * SECOND_NS);
+        averages.learn(Some(11.0 * MS), 0.0, 100 * 60 * SECOND_NS);
         assert!((latency(&averages) - 2.0).abs() < 0.01, "{}", latency(&averages));
     }
 
     #[test]
     fn pleasant_surprise_after_silence_replaces_what_was_known() {
         let averages = Averages::default();
-        averages.learn(Some(50.0 * MS), 0, 0);
-        averages.learn(Some(5.0 * MS), 0, 2 * SECOND_NS);
+        averages.learn(Some(50.0 * MS), 0.0, 0);
+        averages.learn(Some(5.0 * MS), 0.0, 2 * SECOND_NS);
         assert_eq!(latency(&averages), 5.0);
-        averages.learn(Some(50.0 * MS), 0, 4 * SECOND_NS);
+        averages.learn(Some(50.0 * MS), 0.0, 4 * SECOND_NS);
         assert!(latency(&averages) > 25.0, "an unpleasant one is averaged in");
     }
 
     #[test]
     fn reading_changes_nothing() {
         let averages = Averages::default();
-        averages.learn(Some(5.0 * MS), 0, 0);
-        averages.learn(None, 0, 0);
+        averages.learn(Some(5.0 * MS), 0.0, 0);
+        averages.learn(None, 0.0, 0);
         let before = averages.read(SECOND_NS);
         let failure = averages.failure_price(SECOND_NS);
         for later in 1..50 {
@@ -301,7 +332,7 @@ mod tests {
     #[test]
     fn failure_costs_more_than_any_latency_and_is_forgiven_with_time() {
         let averages = Averages::default();
-        averages.learn(None, 0, 0);
+        averages.learn(None, 0.0, 0);
         assert!(averages.failure_price(0) > 30.0 * price(10.0 * MS));
         assert!(averages.failure_price(30 * SECOND_NS) < 0.1 * price(MS));
     }
@@ -310,9 +341,9 @@ mod tests {
     fn failures_say_nothing_about_latency() {
         let averages = Averages::default();
         for step in 0..2000 {
-            averages.learn(Some(MS), 0, step * 1_000_000);
+            averages.learn(Some(MS), 0.0, step * 1_000_000);
         }
-        averages.learn(None, 0, 2_001_000_000);
+        averages.learn(None, 0.0, 2_001_000_000);
         assert!((latency(&averages) - 1.0).abs() < 1e-6);
         let failing = averages.read(2_001_000_000).failing;
         assert!((0.0005..0.002).contains(&failing), "one in about a thousand: {failing}");
@@ -321,7 +352,7 @@ mod tests {
     #[test]
     fn backend_is_silent_from_the_last_answer_or_the_end_of_its_idleness() {
         let averages = Averages::default();
-        averages.learn(Some(MS), 0, 10);
+        averages.learn(Some(MS), 0.0, 10);
         assert_eq!(averages.silent_ns(25), 15);
         averages.busy(20);
         assert_eq!(averages.silent_ns(25), 5);

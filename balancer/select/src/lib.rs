@@ -12,13 +12,15 @@ mod backend;
 mod cluster;
 mod estimate;
 mod policy;
+mod queue;
 mod random;
 #[cfg(not(loom))]
 pub mod sim;
 mod sync;
 
 pub use backend::{Backend, Health};
-pub use cluster::{Cluster, Ejection, Outcome, Ticket, View};
+pub use cluster::{Cluster, Ejection, Limits, Outcome, Ticket, View};
 pub use estimate::Estimate;
 pub use policy::{Policy, PolicyKind, Sample, UnknownPolicy};
+pub use queue::Queue;
 pub use random::Random;

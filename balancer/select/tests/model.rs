@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use select::{Backend, Cluster, Ejection, Health, Outcome, PolicyKind, View};
+use select::{Backend, Cluster, Ejection, Health, Limits, Outcome, PolicyKind, Queue, View};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -99,5 +99,33 @@ fn backend_on_trial_gets_one_request_of_two_threads() {
         let trials = chosen.iter().filter(|&&backend| backend == 0).count();
         assert_eq!(trials, 1, "{chosen:?}");
         assert_eq!(view.backends()[0].in_flight() as usize, trials);
+    });
+}
+
+#[test]
+fn whoever_finds_no_room_and_waits_is_told_of_the_room_that_comes() {
+    loom::model(|| {
+        let start = Instant::now();
+        let limits = Limits { deadline: Duration::from_secs(1), in_flight_max: 1 };
+        let view =
+            Arc::new(Arc::into_inner(view(1, Ejection::default(), start)).expect("new").limited(limits));
+        let queue = Arc::new(Queue::new(1));
+        let mut cluster = Cluster::new(Arc::clone(&view), PolicyKind::LeastOutstanding, 0);
+        let ticket = cluster.pick(start).expect("room for one");
+        let waiting = {
+            let (view, queue) = (Arc::clone(&view), Arc::clone(&queue));
+            loom::thread::spawn(move || {
+                let mut cluster = Cluster::new(view, PolicyKind::LeastOutstanding, 1);
+                if cluster.pick(start).is_some() {
+                    return true;
+                }
+                let place = queue.join(()).expect("room to wait");
+                queue.is_first(place) && cluster.pick(start).is_some()
+            })
+        };
+        cluster.finish(ticket, Outcome::Success, start + MS);
+        let told = !queue.is_empty();
+        let served = waiting.join().expect("no panic");
+        assert!(served || told);
     });
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use select::{Backend, Cluster, Ejection, Health, Outcome, PolicyKind, Random, Ticket, View};
+use select::{Backend, Cluster, Ejection, Health, Limits, Outcome, PolicyKind, Random, Ticket, View};
 
 const SEQUENCES: u64 = 60;
 const STEPS: usize = 400;
@@ -150,5 +150,47 @@ fn threads_that_fail_succeed_and_cancel_at_once_leave_nothing_in_flight() {
             }
         });
         assert!(view.backends().iter().all(|backend| backend.in_flight() == 0), "{}", policy.name());
+    }
+}
+
+#[test]
+fn no_backend_gets_more_than_its_limit_and_none_is_left_out_below_it() {
+    for policy in PolicyKind::ALL {
+        let mut learnt = false;
+        for seed in 0..10 {
+            let mut random = Random::new(seed);
+            let mut now = Instant::now();
+            let size = [1, 3, 8, 40][random.below(4)];
+            let backends = (0..size).map(|n| Arc::new(Backend::new(&format!("i-{n}"), now))).collect();
+            // An eighth of the deadline is less than the answers below take, so that limits are learnt.
+            let limits = Limits { deadline: Duration::from_millis(40), in_flight_max: 9 };
+            let view = Arc::new(View::new(backends, Ejection::default()).limited(limits));
+            let mut cluster = Cluster::new(Arc::clone(&view), policy, seed);
+            let limit = |backend: &Backend| backend.limit().expect("limited");
+            let mut open = Vec::new();
+            for _ in 0..2000 {
+                now += Duration::from_micros(random.below(2000) as u64);
+                if random.below(5) < 3 {
+                    let before: Vec<bool> =
+                        view.backends().iter().map(|b| b.in_flight() < limit(b)).collect();
+                    match cluster.pick(now) {
+                        Some(ticket) => {
+                            assert!(
+                                before[ticket.backend()],
+                                "seed {seed}: {} beyond its limit",
+                                policy.name()
+                            );
+                            open.push(ticket);
+                        }
+                        None => assert!(!before.contains(&true), "seed {seed}: {} left room", policy.name()),
+                    }
+                } else if !open.is_empty() {
+                    let ticket = open.swap_remove(random.below(open.len()));
+                    cluster.finish(ticket, Outcome::Success, now);
+                }
+            }
+            learnt |= view.backends().iter().any(|backend| limit(backend) < 9);
+        }
+        assert!(learnt, "{}: no limit was learnt", policy.name());
     }
 }

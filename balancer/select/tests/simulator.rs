@@ -158,3 +158,56 @@ fn clairvoyant_answers_before_any_other_and_avoids_what_fails() {
         assert!(oracle.summary().mean_ns < mean_ns, "{}: {mean_ns}", kind.name());
     }
 }
+
+/// Two backends of two slots with exponential work of 5 ms, 800 requests a second, under a load of so much of that, as
+/// it is from each time on.
+fn loaded(steps: &[(Duration, f64)]) -> Scenario {
+    let steps = steps.iter().map(|&(at, share)| Step { at, per_second: 800.0 * share }).collect();
+    let load = Load::Open { arrivals: Arrivals::Poisson, steps };
+    let mut scenario =
+        Scenario::steady(vec![Spec::shared(2, 1.0); 2], Work::Exponential { mean_ns: 5e6 }, load);
+    scenario.due_within(SECOND);
+    scenario.until = 15 * SECOND;
+    scenario
+}
+
+#[test]
+fn overloaded_cluster_answers_what_it_can_in_time_and_refuses_the_rest_at_once() {
+    for policy in PolicyKind::ALL {
+        let run = run(&loaded(&[(Duration::ZERO, 1.5)]), &Contender::Real(policy), 1);
+        let answered = run.summary_of(|record| record.ending == Ending::Answered);
+        let name = policy.name();
+        let per_second = count(&run, Ending::Answered) as f64 / 10.0;
+        assert!(per_second > 0.95 * 800.0, "{name}: {per_second}");
+        assert!(answered.p99_ns < 5e8, "{name}: {}", answered.p99_ns);
+        let refused: Vec<Record> =
+            run.records.iter().filter(|record| record.ending == Ending::Refused).copied().collect();
+        assert!(latencies_ms(&refused).iter().all(|&latency| latency == 0.0), "{name}");
+    }
+}
+
+#[test]
+fn burst_that_can_be_answered_in_time_waits() {
+    // In 150 ms come 240 requests of which 120 can be answered; the backends hold 100 of the rest.
+    let burst = [(Duration::ZERO, 0.5), (10 * SECOND, 2.0), (10 * SECOND + 150 * MS, 0.5)];
+    let mut scenario = loaded(&burst);
+    let refused = |scenario: &Scenario| {
+        let run = |seed| run(scenario, &Contender::Real(PolicyKind::default()), seed);
+        (1..=10).map(|seed| count(&run(seed), Ending::Refused)).sum::<usize>()
+    };
+    assert_eq!(refused(&scenario), 0);
+    scenario.waiting.as_mut().expect("limits").count_max = 0;
+    assert!(refused(&scenario) > 0, "what waits would be refused without a queue");
+}
+
+#[test]
+fn service_that_takes_its_time_by_nature_is_not_limited() {
+    // 200 requests at once, each alone on its slot, that take as long as the deadline allows.
+    let steps = vec![Step { at: Duration::ZERO, per_second: 200.0 }];
+    let load = Load::Open { arrivals: Arrivals::Poisson, steps };
+    let mut scenario =
+        Scenario::steady(vec![Spec::shared(1000, 1.0); 2], Work::Normal { mean_ns: 9e8, cv: 0.05 }, load);
+    scenario.due_within(1200 * MS);
+    let run = run(&scenario, &Contender::Real(PolicyKind::default()), 1);
+    assert!(run.records.iter().all(|record| record.ending == Ending::Answered));
+}

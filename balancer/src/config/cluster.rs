@@ -41,6 +41,8 @@ pub struct ClusterConfig {
     pub probe: Probe,
     /// `ejection`: `failures_in_row` (0 never ejects), `time_ms`, `time_max_ms`, `ejected_percent_max`.
     pub ejection: Ejection,
+    /// `in_flight_max`: requests that one backend has at once; by default as many as it is found to answer in time.
+    pub in_flight_max: u32,
     /// `fields_not_forwarded` (names, prefixes such as `sec-*`, or `"browser"`), `fields_max`, `x_forwarded_for`
     /// (`append`, `replace`, `off`), `x_forwarded_proto`, `via`.
     pub rules: Rules,
@@ -85,9 +87,10 @@ impl ClusterConfig {
         let backends = take_backends(&mut object)?;
         let probe = Probe::take(object.object("probe")?)?;
         let ejection = take_ejection(object.object("ejection")?)?;
+        let in_flight_max = object.number("in_flight_max", u32::MAX.into(), 1..=u32::MAX.into())? as u32;
         let rules = take_rules(&mut object)?;
         object.finish()?;
-        Ok(Self { name, backends, probe, ejection, rules })
+        Ok(Self { name, backends, probe, ejection, in_flight_max, rules })
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Timeouts {
     pub response: Duration,
     /// `body_idle_ms`: without progress in a body, in either direction.
     pub body_idle: Duration,
+    /// `deadline_ms`: an answer after this is of no use; by default `response_ms`. It ends no request that a backend
+    /// has: backends are not given more than they answer long before, and what would wait too long is refused.
+    pub deadline: Duration,
     /// `keepalive_ms`: an idle client connection.
     pub keepalive: Duration,
     /// `drain_ms`: from SIGTERM to the end, whatever is still open.
@@ -70,6 +73,8 @@ pub struct Limits {
     pub connections: usize,
     /// `bodies`: messages streamed at once because they do not fit in one buffer; beyond is 503.
     pub bodies: usize,
+    /// `queue`: requests of one cluster that wait for a backend with room; beyond is 503. With 0 none waits.
+    pub queue: usize,
 }
 
 impl Config {
@@ -100,10 +105,12 @@ impl Config {
 impl Timeouts {
     fn take(mut object: Object) -> Result<Self, ConfigError> {
         let seconds = Duration::from_secs;
+        let response = object.duration("response_ms", seconds(30))?;
         let timeouts = Self {
             connect: object.duration("connect_ms", seconds(2))?,
             head: object.duration("head_ms", seconds(10))?,
-            response: object.duration("response_ms", seconds(30))?,
+            response,
+            deadline: object.duration("deadline_ms", response)?,
             body_idle: object.duration("body_idle_ms", seconds(30))?,
             keepalive: object.duration("keepalive_ms", seconds(60))?,
             drain: object.duration("drain_ms", seconds(5))?,
@@ -115,13 +122,6 @@ impl Timeouts {
 
 impl Limits {
     fn take(mut object: Object) -> Result<Self, ConfigError> {
-        if object.take("queue").is_some() {
-            return Err(object.error(
-                "queue",
-                "requests do not wait for a backend here: when none may take one, the answer is 503 at once; \
-                 remove this key",
-            ));
-        }
         let head_bytes = object.number("head_bytes", 16 << 10, 512..=256 << 10)? as usize;
         let target_bytes = object.number("target_bytes", 8 << 10, 64..=256 << 10)? as usize;
         let fields = object.number("fields", 100, 1..=FIELDS_MAX as u64)? as usize;
@@ -129,6 +129,7 @@ impl Limits {
             head: HeadLimits { head_bytes, target_bytes: target_bytes.min(head_bytes), fields },
             connections: object.number("connections", 8192, 1..=1_000_000)? as usize,
             bodies: object.number("bodies", 1024, 1..=1_000_000)? as usize,
+            queue: object.number("queue", 1024, 0..=1_000_000)? as usize,
         };
         object.finish()?;
         Ok(limits)

@@ -84,6 +84,9 @@ impl<'a> Flight<'a> {
             self.member().stats.record(outcome == Outcome::Failure, ticket.latency(now));
         }
         self.site.pickers[self.cluster].borrow_mut().cluster.finish(ticket, outcome, now);
+        if !self.site.generation.clusters[self.cluster].queue.is_empty() {
+            self.site.tell_first(self.cluster);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use select::Outcome;
 use super::exchange::exchange;
 use super::flight::{Flight, outcome_of};
 use super::plan::{Job, Meta};
+use super::waiting::wait;
 use super::{Client, Reply, pump};
 use crate::buffer::Buffer;
 use crate::clock;
@@ -48,9 +49,10 @@ pub(crate) async fn forward(
     let mut attempts = Attempts::default();
     let mut awaits_continue = job.expects_continue && !whole;
     loop {
-        let mut flight = match attempts.pick(&job) {
-            Some(flight) => flight,
-            None => return Err(failed(attempts.last.unwrap_or(Error::NoBackend), whole)),
+        let mut flight = match (attempts.pick(&job), attempts.last.take()) {
+            (Some(flight), _) => flight,
+            (None, Some(error)) => return Err(failed(error, whole)),
+            (None, None) => wait(client, thread, &job).await.map_err(|error| failed(error, whole))?,
         };
         // Only what can be repeated may find out by failing that its connection was closed.
         let must_live = !(whole && job.is_idempotent);
@@ -96,6 +98,11 @@ struct Attempts {
 
 impl Attempts {
     fn pick<'a>(&self, job: &'a Job) -> Option<Flight<'a>> {
+        let shard = &job.site.generation.clusters[job.cluster];
+        if self.count == 0 && !shard.queue.is_empty() {
+            // Who comes when others wait waits behind them.
+            return None;
+        }
         let now = clock::now();
         let other = Flight::pick(job, &self.tried[..self.count], now);
         if other.is_none() && self.may_repeat_backend { Flight::pick(job, &[], now) } else { other }

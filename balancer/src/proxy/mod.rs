@@ -1,7 +1,7 @@
 //! A request's life: from a client's head to the backend's answer.
 //!
 //! One task per client connection. [`serve`] reads a head, `plan` decides what it asks for, `forward` picks a
-//! backend and tries again elsewhere where that is safe, `exchange` carries the two messages. A small answer goes
+//! backend (or lets the request wait for one, in `waiting`) and tries again elsewhere where that is safe, `exchange` carries the two messages. A small answer goes
 //! back together with the next receive, so that a kept connection costs two wake-ups per request.
 //!
 //! Nothing here decides which backend is best, parses a head, or reads the clock but through `clock`.
@@ -14,11 +14,13 @@ mod forward;
 mod plan;
 mod pump;
 mod tunnel;
+mod waiting;
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 pub(crate) use client::{Client, turn_away};
+pub(crate) use waiting::Waiting;
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Side};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use select::sim::{Arrivals, Change, Credits, Ending, Load, Queue, Run, Scenario, Spec, What, Work};
+use select::sim::{Arrivals, Change, Credits, Ending, Load, Run, Scenario, Spec, What, Work};
 
 use crate::cases::{Case, Column, WORK_NS, fleet, loaded, normal, step};
 
@@ -41,7 +41,7 @@ fn slowed() -> Case {
     let mut scenario = loaded(vec![Spec::shared(2, 1.0); 8], normal(), 0.7);
     let healed = ONSET + 30 * SECOND;
     scenario.until = healed + 10 * SECOND;
-    scenario.deadline = 5 * SECOND;
+    scenario.due_within(5 * SECOND);
     scenario.changes = vec![change(ONSET, 7, What::Speed(0.1)), change(healed, 7, What::Speed(1.0))];
     let fair_slow = 0.1 / 7.1;
     let mut case = Case::new("E4", "1 of 8 slower 10 times for 30 s, 70 %".to_owned(), scenario);
@@ -53,8 +53,17 @@ fn slowed() -> Case {
         column("share 1-30 s", share_over(fair_slow, 7, ONSET + SECOND, healed)),
         column("healed +1 s", share_over(0.125, 7, healed + SECOND, healed + SECOND * 3 / 2)),
         column("healed +3 s", share_over(0.125, 7, healed + 3 * SECOND, healed + 4 * SECOND)),
+        // What a share that is not back costs.
+        column("p99 over before", move |run| {
+            p99(run, healed + 3 * SECOND, healed + 10 * SECOND) / p99(run, ONSET / 2, ONSET)
+        }),
     ];
     case
+}
+
+fn p99(run: &Run, from: Duration, to: Duration) -> f64 {
+    let (from, to) = (from.as_nanos() as u64, to.as_nanos() as u64);
+    run.summary_of(|r| (from..to).contains(&r.arrived_ns)).p99_ns
 }
 
 /// E5: one of eight stops answering, or cannot be connected to. Expected: it costs what is there at the onset and one
@@ -63,7 +72,7 @@ fn silent() -> Vec<Case> {
     let case = |name: &str, what: What| {
         let mut scenario = loaded(vec![Spec::shared(2, 1.0); 8], normal(), 0.7);
         scenario.until = ONSET + 20 * SECOND;
-        scenario.deadline = 2 * SECOND;
+        scenario.due_within(2 * SECOND);
         scenario.changes = vec![change(ONSET, 7, what)];
         let mut case = Case::new("E5", format!("1 of 8 {name}, 70 %"), scenario);
         case.window = (ONSET, ONSET + 20 * SECOND);
@@ -86,7 +95,7 @@ fn quick_errors() -> Vec<Case> {
     let case = |share: f64, ejects: bool| {
         let mut scenario = loaded(vec![Spec::shared(2, 1.0); 4], normal(), 0.6);
         scenario.until = ONSET + 20 * SECOND;
-        scenario.deadline = SECOND;
+        scenario.due_within(SECOND);
         scenario.changes = vec![change(ONSET, 3, What::Fail { share, work: 0.1 })];
         if !ejects {
             scenario.ejection.failures_in_row = 0;
@@ -122,10 +131,6 @@ fn newcomer() -> Case {
     ];
     let mut case = Case::new("E7", "a fifth joins, 5 times slower for 10 s".to_owned(), scenario);
     case.window = (ONSET, 2 * ONSET);
-    let p99 = |run: &Run, from: Duration, to: Duration| {
-        let (from, to) = (from.as_nanos() as u64, to.as_nanos() as u64);
-        run.summary_of(|r| (from..to).contains(&r.arrived_ns)).p99_ns
-    };
     case.columns = vec![
         column("p99 over before", move |run| p99(run, ONSET, 2 * ONSET) / p99(run, ONSET / 2, ONSET)),
         column("share warm", |run| run.share(4, 2 * ONSET + 3 * SECOND, 2 * ONSET + 5 * SECOND) / 0.2),
@@ -157,15 +162,18 @@ fn overload() -> Vec<Case> {
     let case = |power: i32| {
         let factor = 0.75 * (10f64 / 9.0).powi(power);
         let mut scenario = loaded(fleet(), normal(), factor);
-        scenario.deadline = SECOND;
+        scenario.due_within(SECOND);
         scenario.until = scenario.warm_up + 20 * SECOND;
-        scenario.queue = Some(Queue { depth_max: 200, wait_max: SECOND / 4 });
         let (capacity, offered) = (scenario.capacity_per_second(), scenario.capacity_per_second() * factor);
         let mut case = Case::new("E11", format!("offered {:.0} %, deadline 1 s", 100.0 * factor), scenario);
         let good = |run: &Run| run.records.iter().filter(|r| r.ending == Ending::Answered).count() as f64;
         case.columns = vec![
             column("goodput", move |run| good(run) / run.measured.as_secs_f64() / offered.min(capacity)),
             column("p99 accepted", |run| run.summary_of(|r| r.ending == Ending::Answered).p99_ns / 1e6),
+            column("refused %", |run| {
+                let refused = run.records.iter().filter(|r| r.ending == Ending::Refused).count();
+                100.0 * refused as f64 / run.records.len() as f64
+            }),
             column("timed out %", |run| {
                 let late = run.records.iter().filter(|r| r.ending == Ending::TimedOut).count();
                 100.0 * late as f64 / run.records.len() as f64
@@ -188,7 +196,7 @@ fn credits() -> Vec<Case> {
         let steps = vec![step(Duration::ZERO, per_second)];
         scenario.load = Load::Open { arrivals: Arrivals::Poisson, steps };
         scenario.until = 60 * SECOND;
-        scenario.deadline = 2 * SECOND;
+        scenario.due_within(2 * SECOND);
         Case::new("E13", name.to_owned(), scenario)
     };
     let never = Spec { credits: None, ..strong };

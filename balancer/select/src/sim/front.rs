@@ -13,7 +13,7 @@ use super::contender::Contender;
 use super::reports::Reports;
 use super::scenario::{Scenario, Sharing};
 use crate::backend::Backend;
-use crate::cluster::{Cluster, Outcome, Ticket, View};
+use crate::cluster::{Cluster, Limits, Outcome, Ticket, View};
 
 /// What one thread hears of another's request, in time or late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,11 @@ impl Front {
         let epoch = Instant::now();
         let view = || {
             let backend = |n: usize| Arc::new(Backend::new(&format!("i-{n}"), epoch));
-            Arc::new(View::new((0..scenario.backends.len()).map(backend).collect(), scenario.ejection))
+            let view = View::new((0..scenario.backends.len()).map(backend).collect(), scenario.ejection);
+            Arc::new(match scenario.waiting {
+                Some(waiting) => view.limited(Limits { deadline: waiting.deadline, in_flight_max: u32::MAX }),
+                None => view,
+            })
         };
         let threads = scenario.threads.count;
         let views: Vec<_> = match scenario.threads.sharing {
@@ -55,6 +59,11 @@ impl Front {
     pub(super) fn pick(&mut self, thread: usize, tried: &[usize], now_ns: u64) -> Option<Ticket> {
         let now = self.instant(now_ns);
         self.clusters[thread].pick_other(tried, now)
+    }
+
+    /// How long a request that was not picked for may wait, with `ahead` before it.
+    pub(super) fn wait(&self, thread: usize, ahead: usize, now_ns: u64) -> Option<Duration> {
+        self.clusters[thread].view().wait(ahead, self.instant(now_ns))
     }
 
     pub(super) fn finish(&mut self, thread: usize, ticket: Ticket, outcome: Outcome, now_ns: u64) {

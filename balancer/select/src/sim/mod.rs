@@ -29,7 +29,7 @@ pub use load::{Arrivals, Load, Step};
 pub use machine::{Credits, Discipline, Spec};
 pub use oracle::Order;
 pub use run::{Ending, Record, Run, Summary, quantile};
-pub use scenario::{Change, FOREVER, Probe, Queue, Retry, Scenario, Sharing, Threads, What};
+pub use scenario::{Change, FOREVER, Probe, Retry, Scenario, Sharing, Threads, Waiting, What};
 pub use trace::{Difference, Told, Trace};
 pub use work::Work;
 pub use world::run;

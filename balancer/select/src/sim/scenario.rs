@@ -7,6 +7,11 @@ use super::machine::Spec;
 use super::work::Work;
 use crate::cluster::Ejection;
 
+/// The live balancer's default for [`Waiting::count_max`].
+const WAITING_MAX: usize = 1024;
+/// The live balancer's default for [`Waiting::deadline`].
+const DEADLINE: Duration = Duration::from_secs(30);
+
 /// A time long enough to stand for ever in a simulation, short enough to be added to others.
 pub const FOREVER: Duration = Duration::from_secs(1 << 32);
 
@@ -25,7 +30,7 @@ pub struct Scenario {
     /// After this a client has no use for an answer any more. The backend works on.
     pub deadline: Duration,
     pub retry: Retry,
-    pub queue: Option<Queue>,
+    pub waiting: Option<Waiting>,
     pub probe: Option<Probe>,
     pub threads: Threads,
     pub ejection: Ejection,
@@ -66,13 +71,13 @@ pub struct Retry {
     pub refused_after: Duration,
 }
 
-/// Requests that find every backend at its limit wait in the balancer.
+/// Backends have limits, and requests that find every one at its limit wait in the balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
+pub struct Waiting {
     /// Requests that wait, all threads together. More are refused.
-    pub depth_max: usize,
-    /// A request that has waited for this long is refused.
-    pub wait_max: Duration,
+    pub count_max: usize,
+    /// [`crate::Limits::deadline`]: what the balancer takes for it.
+    pub deadline: Duration,
 }
 
 /// Active checks of each backend, spread over the interval.
@@ -106,7 +111,7 @@ pub enum Sharing {
 
 impl Scenario {
     /// A minute of `load` on `backends`, the first five seconds of which do not count, and nothing else happens:
-    /// no failures, no deadline, one thread.
+    /// no failures, no deadline but the balancer's default, one thread.
     #[must_use]
     pub fn steady(backends: Vec<Spec>, work: Work, load: Load) -> Self {
         Self {
@@ -118,11 +123,17 @@ impl Scenario {
             changes: Vec::new(),
             deadline: FOREVER,
             retry: Retry::default(),
-            queue: None,
+            waiting: Some(Waiting { count_max: WAITING_MAX, deadline: DEADLINE }),
             probe: None,
             threads: Threads { count: 1, sharing: Sharing::Shared },
             ejection: Ejection::default(),
         }
+    }
+
+    /// Clients have no use for an answer after `deadline`, and the balancer knows.
+    pub fn due_within(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+        self.waiting = Some(Waiting { count_max: WAITING_MAX, deadline });
     }
 
     /// Requests per second that all backends together can serve at full speed.

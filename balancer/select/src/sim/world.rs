@@ -18,6 +18,7 @@ use super::run::{Ending, Record, Run};
 use super::scenario::{FOREVER, Scenario, Sharing};
 use super::slab::Slab;
 use crate::cluster::Ticket;
+use crate::queue::Queue;
 use crate::random::Random;
 
 /// Attempts of one request that are kept apart so that none goes to a backend twice.
@@ -37,6 +38,8 @@ struct Request {
     client: u32,
     /// The attempt under way.
     job: u32,
+    /// Its place in the queue, while it waits.
+    place: Option<u64>,
     tried: [usize; TRIED_MAX],
     attempts: usize,
 }
@@ -91,7 +94,9 @@ struct World<'a> {
     reports: Option<Reports>,
     requests: Slab<Request>,
     jobs: Slab<Job>,
-    waiting: VecDeque<(u64, u32, u32)>,
+    /// The requests that wait, and when each has waited for long enough.
+    queue: Queue<u32>,
+    patience: VecDeque<(u64, u32, u64)>,
     records: Vec<Record>,
     random_work: Random,
     random_fate: Random,
@@ -127,7 +132,8 @@ impl<'a> World<'a> {
             reports: contender.asks().then_some(reports),
             requests: Slab::default(),
             jobs: Slab::default(),
-            waiting: VecDeque::new(),
+            queue: Queue::new(scenario.waiting.map_or(0, |waiting| waiting.count_max)),
+            patience: VecDeque::new(),
             records: Vec::new(),
             random_work: Random::new(seeds.bits()),
             random_fate: Random::new(seeds.bits()),
@@ -176,7 +182,7 @@ impl<'a> World<'a> {
             let (machine_ns, backend) = self.next.first();
             let agenda_ns = self.agenda.next_ns();
             let deadline_ns = self.deadlines.front().map_or(NEVER, |&(at, ..)| at);
-            let waited_ns = self.waiting.front().map_or(NEVER, |&(at, ..)| at);
+            let waited_ns = self.patience.front().map_or(NEVER, |&(at, ..)| at);
             let arrival_ns = if self.arrival_ns < until_ns { self.arrival_ns } else { NEVER };
             let first = machine_ns.min(agenda_ns).min(deadline_ns).min(waited_ns).min(arrival_ns);
             let over = first >= until_ns && (self.open == 0 || first > until_ns + grace_ns);

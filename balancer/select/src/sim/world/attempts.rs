@@ -43,6 +43,7 @@ impl World<'_> {
             thread,
             client,
             job: NOBODY,
+            place: None,
             tried: [0; TRIED_MAX],
             attempts: 0,
         });
@@ -62,10 +63,15 @@ impl World<'_> {
     pub(super) fn attempt(&mut self, id: u32) {
         let Some(request) = self.requests.get(id) else { return };
         let (thread, attempts) = (request.thread as usize, request.attempts);
-        let ticket = self.front.pick(thread, &request.tried[..attempts], self.now_ns);
+        // Who comes when others wait waits behind them; who comes again has waited.
+        let ticket = if attempts == 0 && !self.queue.is_empty() {
+            None
+        } else {
+            self.front.pick(thread, &request.tried[..attempts], self.now_ns)
+        };
         match ticket {
             Some(ticket) => self.dispatch(id, ticket.backend(), Some(ticket)),
-            None if attempts == 0 && self.enqueue(id) => {}
+            None if attempts == 0 && self.join(id, thread) => {}
             None => self.end(id, if attempts == 0 { Ending::Refused } else { Ending::Failed }),
         }
     }
@@ -150,6 +156,9 @@ impl World<'_> {
     /// The request is over for its client.
     fn end(&mut self, id: u32, ending: Ending) {
         let Some(request) = self.requests.take(id) else { return };
+        if let Some(place) = request.place {
+            self.queue.leave(place);
+        }
         self.open -= 1;
         let record = &mut self.records[request.record as usize];
         record.latency_ns = self.now_ns - request.arrived_ns;
@@ -181,21 +190,21 @@ impl World<'_> {
         self.serve_waiting();
     }
 
-    /// Puts a request into the queue, if there is one with room.
-    fn enqueue(&mut self, id: u32) -> bool {
-        let (Some(queue), Some(request)) = (self.scenario.queue, self.requests.get(id)) else { return false };
-        if self.waiting.len() >= queue.depth_max {
+    /// Puts a request into the queue, if it is worth while and there is room.
+    fn join(&mut self, id: u32, thread: usize) -> bool {
+        let Some(wait) = self.front.wait(thread, self.queue.len(), self.now_ns) else { return false };
+        let (Some(place), Some(request)) = (self.queue.join(id), self.requests.get_mut(id)) else {
             return false;
-        }
-        let until_ns = self.now_ns + queue.wait_max.as_nanos() as u64;
-        self.waiting.push_back((until_ns, id, request.record));
+        };
+        request.place = Some(place);
+        self.patience.push_back((self.now_ns + wait.as_nanos() as u64, id, place));
         true
     }
 
-    /// The oldest waiting request has waited for long enough.
+    /// The oldest waiting request has waited for long enough, unless it has gone.
     pub(super) fn waited(&mut self) {
-        let Some((_, id, record)) = self.waiting.pop_front() else { return };
-        if self.requests.get(id).is_some_and(|request| request.record == record) {
+        let Some((_, id, place)) = self.patience.pop_front() else { return };
+        if self.requests.get(id).is_some_and(|request| request.place == Some(place)) {
             self.end(id, Ending::Refused);
         }
     }
@@ -205,13 +214,11 @@ impl World<'_> {
         if self.oracle.is_some() {
             return self.consult_oracle();
         }
-        while let Some(&(_, id, record)) = self.waiting.front() {
-            let Some(request) = self.requests.get(id).filter(|request| request.record == record) else {
-                self.waiting.pop_front();
-                continue;
-            };
+        while let Some((place, id)) = self.queue.first() {
+            let Some(request) = self.requests.get_mut(id) else { return };
             let Some(ticket) = self.front.pick(request.thread as usize, &[], self.now_ns) else { return };
-            self.waiting.pop_front();
+            request.place = None;
+            self.queue.leave(place);
             self.dispatch(id, ticket.backend(), Some(ticket));
         }
     }
