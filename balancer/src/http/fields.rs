@@ -83,6 +83,16 @@ impl<'b> Summary<'b> {
         Ok(())
     }
 
+    /// What the fields of an answer must not say that has no body whatever they say. An innocent length of zero is
+    /// left to be taken out.
+    pub(crate) fn check_no_length(&mut self) -> Result<(), Refusal> {
+        if self.chunked || self.length.is_some_and(|length| length > 0) {
+            return Err(Refusal::Malformed("a length where no body may be"));
+        }
+        self.hop_by_hop |= self.length.is_some();
+        Ok(())
+    }
+
     /// Takes one field in, in the order of the head. Fields of the kind [`Kind::Plain`] say nothing.
     pub(crate) fn note(&mut self, kind: Kind, value: &'b [u8], version: u8) -> Result<(), Refusal> {
         match kind {

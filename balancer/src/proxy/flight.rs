@@ -10,7 +10,7 @@ use super::plan::Job;
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::error::{Error, Side};
-use crate::pool::Upstream;
+use crate::pool::{Keep, Upstream};
 use crate::site::{Member, Site};
 use crate::socket::{self, Peer};
 use crate::thread::{Count, Thread};
@@ -60,13 +60,13 @@ impl<'a> Flight<'a> {
     }
 
     /// Gives a connection back whose last answer is read to its end.
-    pub(crate) fn checkin(&self, upstream: Upstream) {
-        self.site.pickers[self.cluster].borrow_mut().pool.checkin(self.backend, upstream);
+    pub(crate) fn checkin(&self, upstream: Upstream, keep: Keep) {
+        self.site.pickers[self.cluster].borrow_mut().pool.checkin(self.backend, upstream, keep);
     }
 
     /// Closes the idle connections to this backend: one of them turned out to be dead, and the others are older.
     pub(crate) fn forget_idle(&self) {
-        self.site.pickers[self.cluster].borrow_mut().pool.sweep(0, |backend| backend != self.backend);
+        self.site.pickers[self.cluster].borrow_mut().pool.forget(self.backend);
     }
 
     /// Notes that a long answer has begun, which is where its latency ends.
