@@ -111,6 +111,12 @@ impl Pool {
         self.places[backend] = Place::default();
     }
 
+    /// Closes all idle connections; how many there were.
+    pub(crate) fn clear(&mut self) -> usize {
+        let emptied = self.places.iter_mut().map(std::mem::take);
+        emptied.map(|place| place.ready.len() + place.resting.len()).sum()
+    }
+
     /// Takes over the connections that `other` has to its backend `from`.
     pub(crate) fn adopt(&mut self, backend: usize, other: &mut Self, from: usize) {
         self.places[backend] = std::mem::take(&mut other.places[from]);

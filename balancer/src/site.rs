@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use select::{Backend, Cluster, Health, View};
@@ -105,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) listeners: Mutex<Option<Listeners>>,
     /// Held while a successor is starting.
     pub(crate) succession: Mutex<()>,
+    /// Shared by threads that accept clients; held alone to refuse one with the last descriptor.
+    pub(crate) accepting: RwLock<()>,
     /// What each thread runs on.
     pub(crate) drivers: Mutex<Vec<Driver>>,
     generation: Mutex<Arc<Generation>>,
@@ -124,6 +126,7 @@ impl Shared {
             handed_over: AtomicBool::new(false),
             listeners: Mutex::new(Some(listeners)),
             succession: Mutex::default(),
+            accepting: RwLock::default(),
             drivers: Mutex::default(),
             generation: Mutex::new(Arc::new(Generation::build(0, config, &[], started))),
             version: AtomicU64::new(0),
@@ -222,6 +225,11 @@ impl Site {
         };
         let pickers = generation.clusters.iter().enumerate().map(picker).collect();
         Self { generation, pickers }
+    }
+
+    /// Closes all idle connections, for when descriptors run out; how many there were.
+    pub(crate) fn close_idle(&self) -> usize {
+        self.pickers.iter().map(|picker| picker.borrow_mut().pool.clear()).sum()
     }
 
     /// Closes idle connections that are too old or lead to backends that are not up.

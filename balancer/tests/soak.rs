@@ -101,16 +101,6 @@ fn client(address: SocketAddr, number: u64, end: Instant) -> u64 {
     count
 }
 
-fn descriptors(balancer: &Balancer) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", balancer.pid())).expect("its descriptors").count()
-}
-
-fn resident_kb(balancer: &Balancer) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", balancer.pid())).expect("its status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("resident size");
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
-}
-
 fn load(balancer: &Balancer, seconds: u64) -> u64 {
     let (address, end) = (balancer.address, Instant::now() + Duration::from_secs(seconds));
     let threads: Vec<_> =
@@ -126,11 +116,11 @@ on_both_drivers! {
         let extra = json!({ "clusters": { "app": { "ejection": { "failures_in_row": 0 } } } });
         let balancer = Balancer::over(driver, &[&stubs[0], &stubs[1], &stubs[2]], extra);
         load(&balancer, 1);
-        let (open, memory) = (descriptors(&balancer), resident_kb(&balancer));
+        let (open, memory) = (balancer.descriptors(), balancer.resident_kb());
         let count = load(&balancer, seconds);
         // Connections kept for the next request may be a few more than after the first second.
-        eventually("descriptors are back", || descriptors(&balancer) <= open + 2 * CLIENTS as usize);
-        let grown = resident_kb(&balancer).saturating_sub(memory);
+        eventually("descriptors are back", || balancer.descriptors() <= open + 2 * CLIENTS as usize);
+        let grown = balancer.resident_kb().saturating_sub(memory);
         eprintln!("{driver}: {count} requests in {seconds} s, {grown} KB more");
         assert!(grown < 20_000, "{grown} KB more after {count} requests");
     }

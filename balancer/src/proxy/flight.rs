@@ -50,7 +50,13 @@ impl<'a> Flight<'a> {
         let wait = self.site.generation.config.timeouts.connect;
         let stream = match monoio::time::timeout(wait, TcpStream::connect_addr(self.member().address)).await {
             Err(_) => return Err(Error::ConnectTimeout),
-            Ok(Err(error)) => return Err(Error::of_connect(error)),
+            Ok(Err(error)) => {
+                let error = Error::of_connect(error);
+                if matches!(error, Error::Exhausted(_)) {
+                    self.site.close_idle();
+                }
+                return Err(error);
+            }
             Ok(Ok(stream)) => stream,
         };
         stream.set_nodelay(true).map_err(Error::of_connect)?;

@@ -18,7 +18,7 @@ mod tunnel;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
-pub(crate) use client::{Client, turn_away};
+pub(crate) use client::{Client, turn_away, turn_away_at_once};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Side};

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are on the real clock")]
 
 mod client;
+mod level;
 mod stub;
 
 use std::io::{BufRead, BufReader};
@@ -18,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Response};
+pub use level::Level;
 pub use stub::{Connection, Request, Stub, ok};
 
 /// No wait in a test is longer.
@@ -159,6 +161,19 @@ impl Balancer {
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
         assert!(status.expect("kill runs").success());
+    }
+
+    /// Stops the process with SIGSTOP, and waits until none of its threads runs any more.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+        let state = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
+        };
+        eventually("every thread is stopped", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+            tasks.flatten().all(|task| state(task) == Some('T'))
+        });
     }
 
     /// Replaces the configuration and waits until it is in force.
