@@ -7,11 +7,10 @@ mod common;
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use common::{Balancer, Client, Stub, config_over, eventually, ok};
+use common::{Balancer, Client, Load, Stub, config_over, eventually, ok};
 use serde_json::{Value, json};
 
 /// Probes that change nothing while a test runs, and no ejection: only requests find out about a backend.
@@ -43,36 +42,6 @@ fn full_listener() -> (TcpListener, Vec<TcpStream>) {
     let waiting: Vec<_> = std::iter::from_fn(connect).take(8).collect();
     assert!(waiting.len() < 8, "the queue never fills");
     (listener, waiting)
-}
-
-/// Clients that send GET until told to stop and say what failed.
-struct Load {
-    stop: std::sync::Arc<AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<Vec<u16>>>,
-}
-
-impl Load {
-    fn start(balancer: &Balancer) -> Self {
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let client = |_| {
-            let (stop, address) = (std::sync::Arc::clone(&stop), balancer.address);
-            std::thread::spawn(move || {
-                let mut client = Client::connect(address);
-                let mut failed = Vec::new();
-                while !stop.load(SeqCst) {
-                    failed.extend(Some(client.get("/app").status).filter(|status| *status != 200));
-                }
-                failed
-            })
-        };
-        let threads = (0..3).map(client).collect();
-        Self { stop, threads }
-    }
-
-    fn finish(self) -> Vec<u16> {
-        self.stop.store(true, SeqCst);
-        self.threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
-    }
 }
 
 on_both_drivers! {
@@ -195,7 +164,7 @@ on_both_drivers! {
         let mut flapping = Stub::named("flapping");
         let balancer = Balancer::over(driver, &[&flapping, &good], json!({}));
         let level = balancer.level();
-        let load = Load::start(&balancer);
+        let load = Load::start(balancer.address, 4);
         for _ in 0..4 {
             flapping.stop();
             eventually("it is found down", || balancer.backend(0)["state"] == "down");
@@ -203,7 +172,7 @@ on_both_drivers! {
             eventually("it is found up", || balancer.backend(0)["state"] == "up");
             eventually("it is used", || !flapping.requests().is_empty());
         }
-        assert_eq!(load.finish(), Vec::<u16>::new());
+        assert_eq!(load.finish(), Vec::<String>::new());
         balancer.returns_to(&level);
     }
 

@@ -9,6 +9,7 @@
 
 mod client;
 mod level;
+mod load;
 mod stub;
 
 use std::io::{BufRead, BufReader};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Client, Response};
 pub use level::Level;
+pub use load::Load;
 pub use stub::{Connection, Request, Stub, ok};
 
 /// No wait in a test is longer.
