@@ -31,9 +31,21 @@ pub(crate) struct Member {
 
 impl Member {
     fn is(&self, cluster: &str, id: &str, address: SocketAddr) -> bool {
-        self.cluster == cluster && self.backend.id() == id && self.address == address
+        self.is_named(cluster, id) && self.address == address
+    }
+
+    fn is_named(&self, cluster: &str, id: &str) -> bool {
+        self.cluster == cluster && self.backend.id() == id
+    }
+
+    /// Whether an operator has drained it, rather than a reload that no longer has it.
+    fn is_drained(&self) -> bool {
+        !self.leaving.load(Relaxed) && self.backend.health(clock::now()) == Health::Draining
     }
 }
+
+/// Cluster and id of a backend that an operator has drained.
+pub(crate) type Drained = (String, String);
 
 /// A cluster as all threads share it. `members` are in step with the backends of `view`.
 pub(crate) struct Shard {
@@ -170,9 +182,22 @@ impl Shared {
         leaving.clone()
     }
 
+    /// What an operator has drained of the current configuration.
+    pub(crate) fn drained(&self) -> Vec<Drained> {
+        let generation = self.generation();
+        let drained = generation.members().filter(|member| member.is_drained());
+        drained.map(|member| (member.cluster.clone(), member.backend.id().to_owned())).collect()
+    }
+
+    /// Drains what an operator has drained elsewhere; what is not there does not matter.
+    pub(crate) fn drain_backends(&self, drained: &[Drained]) {
+        drain_named(&self.generation(), drained);
+    }
+
     /// Replaces the configuration. Backends that both have keep their numbers and their health; those that are gone
-    /// finish what they have.
+    /// finish what they have. What an operator has drained stays so, also at another address.
     pub(crate) fn replace(&self, config: Config) {
+        let drained = self.drained();
         let mut current = lock(&self.generation);
         let mut leaving = lock(&self.leaving);
         let mut kept: Vec<_> = current.members().cloned().collect();
@@ -189,8 +214,16 @@ impl Shared {
             }
             member.leaving.store(!stays, Relaxed);
         }
+        drain_named(&next, &drained);
         self.version.store(next.number, Relaxed);
         *current = next;
+    }
+}
+
+fn drain_named(generation: &Generation, drained: &[Drained]) {
+    for (cluster, id) in drained {
+        let named = generation.members().filter(|member| member.is_named(cluster, id));
+        named.for_each(|member| member.backend.set_draining(true));
     }
 }
 

@@ -2,14 +2,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Balancer, Client, Stub, config_over, eventually, ok};
+use common::{Balancer, Client, Stub, admin, config_over, eventually, ok};
 use serde_json::{Value, json};
 
 /// Runs the program to its end on a configuration that is written as it is.
@@ -23,15 +21,6 @@ fn run(arguments: &[&str], config: &str) -> Output {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn admin(path: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(path).expect("the admin socket");
-    stream.set_read_timeout(Some(common::DEADLINE)).expect("a timeout");
-    write!(stream, "{request} HTTP/1.1\r\nHost: admin\r\n\r\n").expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
 }
 
 on_both_drivers! {
@@ -145,6 +134,16 @@ on_both_drivers! {
         }
         balancer.reload(&config_over(&[&one, &two], json!({ "policy": "round-robin" })));
         assert_eq!(balancer.backend(0)["state"], "draining", "a reload does not undo what an operator said");
+        let (moved, elsewhere) = (Stub::named("one"), Stub::named("elsewhere"));
+        balancer.reload(&config_over(&[&moved, &two], json!({ "policy": "round-robin" })));
+        assert_eq!(balancer.backend(0)["state"], "draining", "nor does another address");
+        balancer.reload(&config_over(&[], json!({ "clusters": { "app": { "backends": [
+            { "id": "i-1", "address": two.address.to_string() } ] } } })));
+        balancer.reload(&config_over(&[&elsewhere, &two], json!({ "policy": "round-robin" })));
+        eventually("one that was gone is wanted again", || balancer.get("/app").text() == "elsewhere");
+        assert!(admin(&socket, "POST /clusters/app/backends/i-0/drain").starts_with("HTTP/1.1 200"));
+        balancer.reload(&config_over(&[&one, &two], json!({ "policy": "round-robin" })));
+        assert_eq!(balancer.backend(0)["state"], "draining");
         assert!(admin(&socket, "POST /clusters/app/backends/i-0/readmit").starts_with("HTTP/1.1 200"));
         eventually("it is used again", || balancer.get("/app").text() == "one");
         assert!(admin(&socket, "POST /clusters/app/backends/nobody/drain").starts_with("HTTP/1.1 404"));

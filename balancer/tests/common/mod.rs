@@ -12,9 +12,10 @@ mod level;
 mod load;
 mod stub;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -221,6 +222,16 @@ impl Drop for Balancer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The answer of the admin socket at `path`.
+pub fn admin(path: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(path).expect("the admin socket");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    write!(stream, "{request} HTTP/1.1\r\nHost: admin\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
 
 /// One cluster `app` over `backends`, probed on a path that stubs always answer, with `extra` merged in.
