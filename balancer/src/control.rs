@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let replaces = predecessor.is_some();
     if let Some(predecessor) = predecessor {
         await_first_probes(&shared);
-        predecessor.replace()?;
+        shared.drain_backends(&predecessor.replace()?);
     }
     gate.wait();
     let admin = admin.publish(&admin_path, &shared);

@@ -46,14 +46,18 @@ pub(crate) enum Side {
     Internal,
 }
 
+/// Whether this process is out of descriptors, ports or memory, which says nothing about whom it deals with.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    let own = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| own.contains(&code))
+}
+
 impl Error {
     /// What a failed connect means. That this process is out of something is not the backend's doing.
     pub(crate) fn of_connect(error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::ETIMEDOUT) => Self::ConnectTimeout,
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
-                Self::Exhausted(error)
-            }
+            _ if is_exhausted(&error) => Self::Exhausted(error),
             _ => Self::Connect(error),
         }
     }

@@ -4,11 +4,11 @@
 //! with the `listen` of the predecessor's configuration and a number of listeners; then one byte per listener, each
 //! with a descriptor (`SCM_RIGHTS`). From then on both processes hold the same sockets, so that no connection that
 //! waits in one of them is lost whatever happens to either. Once the successor has built everything that can fail it
-//! sends [`READY`]; the predecessor begins to drain and sends [`YOURS`]; and the successor accepts. A successor that
-//! ends before that changes nothing.
+//! sends [`READY`]; the predecessor begins to drain and sends [`YOURS`], with the backends that an operator has drained
+//! (JSON, to the end of the stream); and the successor accepts. A successor that ends before that changes nothing.
 //!
-//! Both sides make sure that the other runs as the same user. Nothing but listeners is handed over: connections stay
-//! where they are, and what an operator said of a backend ends with the process.
+//! Both sides make sure that the other runs as the same user. Nothing else is handed over: connections stay where they
+//! are, and what was learnt of a backend is learnt again.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -26,7 +26,7 @@ use rustix::net::{
 
 use crate::admin::Place;
 use crate::listen::Listeners;
-use crate::site::{Shared, lock};
+use crate::site::{Drained, Shared, lock};
 use crate::{log, notify};
 
 /// How long one side waits for the other's next word. The admin socket may be busy with somebody for four seconds.
@@ -36,6 +36,8 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// As many listeners as there can be threads.
 const LISTENERS_MAX: usize = 256;
 const HEAD_BYTES_MAX: usize = 1 << 10;
+/// The names of thousands of drained backends.
+const DRAINED_BYTES_MAX: u64 = 1 << 20;
 
 /// With each listener.
 const LISTENER: u8 = b'L';
@@ -105,18 +107,36 @@ impl Predecessor {
         if self.listen == listen { self.listeners.take() } else { None }
     }
 
-    /// Says that this process can serve, and returns when the predecessor accepts no more.
-    pub(crate) fn replace(mut self) -> Result<(), HandoverError> {
+    /// Says that this process can serve, and returns when the predecessor accepts no more: with the backends that an
+    /// operator has drained.
+    pub(crate) fn replace(mut self) -> Result<Vec<Drained>, HandoverError> {
         // Dropped before, or the predecessor could not close them.
         let word = if self.listeners.take().is_some() { READY_ELSEWHERE } else { READY };
         let result = self.stream.write_all(&[word]);
         let mut word = [0];
         let result = result.and_then(|()| self.stream.read_exact(&mut word));
         match result {
-            Ok(()) if word == [YOURS] => Ok(()),
+            Ok(()) if word == [YOURS] => Ok(self.read_drained()),
             Ok(()) => Err(HandoverError::Refused { path: self.path, answer: "something unknown".to_owned() }),
             Err(source) => Err(HandoverError::Broken { path: self.path, source }),
         }
+    }
+
+    /// Reads what follows [`YOURS`]. There is no way back by now, so that a failure is only said.
+    fn read_drained(&self) -> Vec<Drained> {
+        let mut text = Vec::new();
+        let read = (&self.stream).take(DRAINED_BYTES_MAX).read_to_end(&mut text).map_err(|e| e.to_string());
+        // Nothing at all is what an older version says.
+        let parse = |_| match text.as_slice() {
+            [] => Ok(Vec::new()),
+            text => serde_json::from_slice(text).map_err(|error| error.to_string()),
+        };
+        read.and_then(parse).unwrap_or_else(|error| {
+            log(format_args!(
+                "the predecessor's list of drained backends is lost, drain them again: {error}"
+            ));
+            Vec::new()
+        })
     }
 }
 
@@ -157,7 +177,8 @@ fn try_give(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<i32> {
         _ => shared.drain(),
     }
     // From here on the successor serves; if it did not hear this it would believe us dead and serve as well.
-    let _ = stream.write_all(&[YOURS]);
+    let drained = serde_json::to_vec(&shared.drained()).unwrap_or_default();
+    let _ = stream.write_all(&[&[YOURS], drained.as_slice()].concat());
     Ok(pid)
 }
 

@@ -16,6 +16,7 @@ use monoio::{LegacyDriver, RuntimeBuilder};
 
 use crate::clock;
 use crate::config::Probe;
+use crate::error::is_exhausted;
 use crate::http::{self, HeadLimits};
 use crate::log;
 use crate::site::{Member, Shared};
@@ -63,6 +64,11 @@ async fn watch(shared: Arc<Shared>, generation: u64, member: Arc<Member>, probe:
         let result = monoio::time::timeout(probe.interval, check(member.address, &probe.path)).await;
         let failure = match result {
             Ok(Ok(())) => None,
+            // Nothing was found out, and to believe every backend down would make it worse.
+            Ok(Err(error)) if is_exhausted(&error) => {
+                monoio::time::sleep(probe.interval).await;
+                continue;
+            }
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("no answer in time".to_owned()),
         };

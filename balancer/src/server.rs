@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ use crate::thread::Thread;
 use crate::watch::TICK;
 use crate::{clock, listen};
 
-/// Connections over the limit that are being told so; beyond, they are closed without a word.
+/// Connections over the limit that are being told so; beyond, they are closed without a word. Without descriptors, so
+/// many are told so per tick.
 const TURNED_AWAY_MAX: usize = 64;
 /// When nobody takes the listeners over, clients that are half way through the handshake have this long to come in:
 /// one round trip to the far side of the world.
@@ -50,6 +51,7 @@ pub(crate) fn run(
             // Without it, requests that wait look for room at each tick.
             let _ = hearing.listen(nonblocking, || heard.hear()).await;
         });
+        thread.reserve_descriptor();
         let accepting = Rc::new(Cell::new(listeners.len()));
         for listener in listeners {
             let listener = TcpListener::from_std(listener)?;
@@ -98,9 +100,42 @@ async fn empty_queue(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: b
 
 async fn accept_within(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool, wait: Duration) {
     let ready = monoio::time::timeout(wait, listener.readable(false)).await;
-    if ready.is_ok() && accept_all(thread, listener, nonblocking).is_err() {
-        // Out of descriptors or memory: the listener stays ready, so asking again at once would spin.
+    if ready.is_ok() && !accept_ready(thread, listener, nonblocking) {
+        // The listener stays ready, so asking again at once would spin.
         monoio::time::sleep(TICK).await;
+    }
+}
+
+/// Accepts who waits. `false` when there are no descriptors or no memory for anybody.
+fn accept_ready(thread: &Rc<Thread>, listener: &TcpListener, nonblocking: bool) -> bool {
+    // The last descriptor is for saying no.
+    if thread.reserve_descriptor() {
+        let _with_others = thread.shared.accepting.read().unwrap_or_else(PoisonError::into_inner);
+        if accept_all(thread, listener, nonblocking).is_ok() {
+            return true;
+        }
+    }
+    // Clients come before connections that are only kept for later.
+    if thread.site().close_idle() > 0 {
+        return true;
+    }
+    refuse_waiting(thread, listener);
+    false
+}
+
+/// Tells those who wait to be accepted that they cannot be, one by one with the descriptor that is kept for this.
+fn refuse_waiting(thread: &Thread, listener: &TcpListener) {
+    for _ in 0..TURNED_AWAY_MAX {
+        // Or another thread's client would take the descriptor, and these would wait for nothing.
+        let _alone = thread.shared.accepting.write().unwrap_or_else(PoisonError::into_inner);
+        thread.free_descriptor();
+        let accepted = rustix::net::accept_with(descriptor(listener), SocketFlags::CLOEXEC);
+        let refused = accepted.map(proxy::turn_away_at_once);
+        thread.reserve_descriptor();
+        if refused.is_err() {
+            return;
+        }
+        thread.shared.totals.connections_refused.fetch_add(1, Relaxed);
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use select::{Backend, Cluster, Health, Limits, Queue, View};
@@ -34,9 +34,21 @@ pub(crate) struct Member {
 
 impl Member {
     fn is(&self, cluster: &str, id: &str, address: SocketAddr) -> bool {
-        self.cluster == cluster && self.backend.id() == id && self.address == address
+        self.is_named(cluster, id) && self.address == address
+    }
+
+    fn is_named(&self, cluster: &str, id: &str) -> bool {
+        self.cluster == cluster && self.backend.id() == id
+    }
+
+    /// Whether an operator has drained it, rather than a reload that no longer has it.
+    fn is_drained(&self) -> bool {
+        !self.leaving.load(Relaxed) && self.backend.health(clock::now()) == Health::Draining
     }
 }
+
+/// Cluster and id of a backend that an operator has drained.
+pub(crate) type Drained = (String, String);
 
 /// A cluster as all threads share it. `members` are in step with the backends of `view`.
 pub(crate) struct Shard {
@@ -112,6 +124,8 @@ pub(crate) struct Shared {
     pub(crate) listeners: Mutex<Option<Listeners>>,
     /// Held while a successor is starting.
     pub(crate) succession: Mutex<()>,
+    /// Shared by threads that accept clients; held alone to refuse one with the last descriptor.
+    pub(crate) accepting: RwLock<()>,
     /// What each thread runs on.
     pub(crate) drivers: Mutex<Vec<Driver>>,
     generation: Mutex<Arc<Generation>>,
@@ -131,6 +145,7 @@ impl Shared {
             handed_over: AtomicBool::new(false),
             listeners: Mutex::new(Some(listeners)),
             succession: Mutex::default(),
+            accepting: RwLock::default(),
             drivers: Mutex::default(),
             generation: Mutex::new(Arc::new(Generation::build(0, config, &[], started))),
             version: AtomicU64::new(0),
@@ -174,9 +189,22 @@ impl Shared {
         leaving.clone()
     }
 
+    /// What an operator has drained of the current configuration.
+    pub(crate) fn drained(&self) -> Vec<Drained> {
+        let generation = self.generation();
+        let drained = generation.members().filter(|member| member.is_drained());
+        drained.map(|member| (member.cluster.clone(), member.backend.id().to_owned())).collect()
+    }
+
+    /// Drains what an operator has drained elsewhere; what is not there does not matter.
+    pub(crate) fn drain_backends(&self, drained: &[Drained]) {
+        drain_named(&self.generation(), drained);
+    }
+
     /// Replaces the configuration. Backends that both have keep their numbers and their health; those that are gone
-    /// finish what they have.
+    /// finish what they have. What an operator has drained stays so, also at another address.
     pub(crate) fn replace(&self, config: Config) {
+        let drained = self.drained();
         let mut current = lock(&self.generation);
         let mut leaving = lock(&self.leaving);
         let mut kept: Vec<_> = current.members().cloned().collect();
@@ -196,7 +224,15 @@ impl Shared {
             }
             member.leaving.store(!stays, Relaxed);
         }
+        drain_named(&next, &drained);
         *current = next;
+    }
+}
+
+fn drain_named(generation: &Generation, drained: &[Drained]) {
+    for (cluster, id) in drained {
+        let named = generation.members().filter(|member| member.is_named(cluster, id));
+        named.for_each(|member| member.backend.set_draining(true));
     }
 }
 
@@ -250,6 +286,11 @@ impl Site {
         } else if let Some(waiting) = self.pickers[cluster].borrow_mut().waiting.get_mut(&place) {
             waiting.tell();
         }
+    }
+
+    /// Closes all idle connections, for when descriptors run out; how many there were.
+    pub(crate) fn close_idle(&self) -> usize {
+        self.pickers.iter().map(|picker| picker.borrow_mut().pool.clear()).sum()
     }
 
     /// Closes idle connections that are too old or lead to backends that are not up.

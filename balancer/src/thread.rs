@@ -1,10 +1,13 @@
 //! What the tasks of one thread share: its view of the site, its buffers, its counters.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::bell::Bell;
 use crate::buffer::Buffer;
@@ -26,6 +29,8 @@ pub(crate) struct Thread {
     pub(crate) retries: RefCell<RetryBudget>,
     /// Client connections of this thread.
     pub(crate) clients: Cell<usize>,
+    /// Does nothing but take the place of a client that must be told that there is none.
+    spare_descriptor: RefCell<Option<OwnedFd>>,
     seed: u64,
     site: RefCell<Rc<Site>>,
     version: Cell<u64>,
@@ -64,6 +69,7 @@ impl Thread {
             watch: Watch::new(now),
             retries: RefCell::new(RetryBudget::new(generation.config.threads, 0)),
             clients: Cell::new(0),
+            spare_descriptor: RefCell::default(),
             seed,
             version: Cell::new(generation.number),
             site: RefCell::new(Rc::new(Site::new(generation, Arc::clone(&bell), seed, None))),
@@ -72,6 +78,20 @@ impl Thread {
             counts: Default::default(),
             shared,
         }
+    }
+
+    /// Sees to it that there is a spare descriptor; whether one is to be had.
+    pub(crate) fn reserve_descriptor(&self) -> bool {
+        let mut spare = self.spare_descriptor.borrow_mut();
+        if spare.is_none() {
+            *spare = eventfd(0, EventfdFlags::CLOEXEC).ok();
+        }
+        spare.is_some()
+    }
+
+    /// Closes the spare descriptor, for another to take its place.
+    pub(crate) fn free_descriptor(&self) {
+        self.spare_descriptor.take();
     }
 
     /// The current site. Costs one atomic load while the configuration stays the same.

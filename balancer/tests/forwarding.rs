@@ -289,14 +289,13 @@ on_both_drivers! {
         let stub = Stub::start_raw(|_, connection| {
             connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes());
             let mut left = LARGE;
-            let mut piece = vec![0; 10_000];
             while left > 0 {
-                let Ok(count) = std::io::Read::read(&mut connection.stream, &mut piece) else { return };
-                if count == 0 {
+                let piece = connection.receive();
+                if piece.is_empty() {
                     return;
                 }
-                connection.send(&piece[..count]);
-                left -= count;
+                connection.send(&piece);
+                left -= piece.len();
             }
         });
         let balancer = Balancer::over(driver, &[&stub], json!({}));

@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Client, DEADLINE, Stub, config_over, eventually, ok};
+use common::{Client, DEADLINE, Stub, admin, config_over, eventually, ok};
 use serde_json::{Value, json};
 
 /// A folder with a configuration, in which balancers follow each other.
@@ -398,6 +398,26 @@ on_both_drivers! {
         eventually("the last one answers", || pid_at(old.address()) == last.child.id());
         last.signal("TERM");
         assert!(last.wait_exit().success());
+    }
+
+    fn drained_backend_stays_drained(driver) {
+        let (one, two) = (Stub::named("one"), Stub::named("two"));
+        let line = Line::new(driver, &config_over(&[&one, &two], json!({ "policy": "round-robin" })));
+        let mut current = line.start(&[]).up();
+        let said = admin(&line.admin(), "POST /clusters/app/backends/i-0/drain");
+        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        for _ in 0..2 {
+            let next = line.succeed().up();
+            for _ in 0..6 {
+                assert_eq!(next.get("/app").text(), "two");
+            }
+            assert!(current.wait_exit().success());
+            current = next;
+        }
+        let said = admin(&line.admin(), "POST /clusters/app/backends/i-0/readmit");
+        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        let last = line.succeed().up();
+        eventually("it is used again", || last.get("/app").text() == "one");
     }
 
     fn stop_resets_nobody_who_has_connected(driver) {

@@ -2,16 +2,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use common::{Balancer, Client, Stub, config_over, eventually, ok};
+use common::{Balancer, Client, Stub, admin, config_over, eventually, ok};
 use serde_json::{Value, json};
 
 /// Runs the program to its end on a configuration that is written as it is.
@@ -27,114 +23,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Clients that send requests until told to stop and count what failed.
-struct Load {
-    stop: Arc<AtomicBool>,
-    sent: Arc<AtomicUsize>,
-    threads: Vec<std::thread::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    /// Half of the clients keep their connections, half open one per request. An answered `Connection: close` is
-    /// followed, as every client does.
-    fn start(address: std::net::SocketAddr, clients: usize) -> Self {
-        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let threads = (0..clients)
-            .map(|index| {
-                let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
-                std::thread::spawn(move || {
-                    let mut failures = Vec::new();
-                    let mut client: Option<Client> = None;
-                    while !stop.load(SeqCst) {
-                        let mut current = client.take().unwrap_or_else(|| Client::connect(address));
-                        current.send("GET /app/x HTTP/1.1\r\nHost: test\r\n\r\n");
-                        sent.fetch_add(1, SeqCst);
-                        match current.try_response(false) {
-                            Some(response) if response.status == 200 && response.complete => {
-                                let keep = response.field("connection") != Some("close") && index % 2 == 0;
-                                client = keep.then_some(current);
-                            }
-                            Some(response) => failures.push(response.head),
-                            None => failures.push("no answer".to_owned()),
-                        }
-                    }
-                    failures
-                })
-            })
-            .collect();
-        Self { stop, sent, threads }
-    }
-
-    /// Waits until `count` more requests were sent.
-    fn passes(&self, count: usize) {
-        let target = self.sent.load(SeqCst) + count;
-        eventually("requests go on", || self.sent.load(SeqCst) >= target);
-    }
-
-    fn finish(self) -> Vec<String> {
-        self.stop.store(true, SeqCst);
-        self.threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
-    }
-}
-
-fn admin(path: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(path).expect("the admin socket");
-    stream.set_read_timeout(Some(common::DEADLINE)).expect("a timeout");
-    write!(stream, "{request} HTTP/1.1\r\nHost: admin\r\n\r\n").expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
-}
-
 on_both_drivers! {
-    fn reload_under_load_fails_no_request(driver) {
-        let stubs = [Stub::named("one"), Stub::named("two"), Stub::named("three")];
-        let both = |range: &[usize]| {
-            let chosen: Vec<Value> = range
-                .iter()
-                .map(|n| json!({ "id": format!("i-{n}"), "address": stubs[*n].address.to_string() }))
-                .collect();
-            json!({ "clusters": { "app": { "backends": chosen } } })
-        };
-        let config = config_over(&[], both(&[0, 1]));
-        let balancer = Balancer::start(driver, config);
-        let load = Load::start(balancer.address, 4);
-        for backends in [[0, 1, 2].as_slice(), &[2], &[1, 2], &[0], &[0, 1]] {
-            load.passes(100);
-            balancer.reload(&config_over(&[], both(backends)));
-        }
-        load.passes(100);
-        assert_eq!(load.finish(), Vec::<String>::new());
-        assert!(stubs.iter().all(|stub| !stub.requests().is_empty()));
-    }
-
-    fn reload_keeps_the_numbers_of_kept_backends(driver) {
-        let (one, two) = (Stub::named("one"), Stub::named("two"));
-        let balancer = Balancer::over(driver, &[&one], json!({}));
-        for _ in 0..5 {
-            assert_eq!(balancer.get("/app").status, 200);
-        }
-        balancer.reload(&config_over(&[&one, &two], json!({})));
-        assert_eq!(balancer.backend(0)["requests"], 5);
-        assert_eq!(balancer.backend(1)["requests"], 0);
-    }
-
-    fn reload_that_does_not_check_leaves_the_old_configuration(driver) {
-        let stub = Stub::named("a");
-        let balancer = Balancer::over(driver, &[&stub], json!({}));
-        let good = std::fs::read_to_string(balancer.config_path()).expect("read");
-        for (bad, why) in [
-            ("{ nonsense", "not JSON"),
-            (&good.replace("backends", "backend"), "did you mean `backends`"),
-            (&good.replace("127.0.0.1:0", "127.0.0.1:1"), "`listen` changes only with a restart"),
-        ] {
-            std::fs::write(balancer.config_path(), bad).expect("written");
-            balancer.signal("HUP");
-            balancer.wait_log(&[why]);
-            assert_eq!(balancer.get("/app").status, 200);
-        }
-    }
-
     fn backend_removed_by_a_reload_finishes_what_it_has(driver) {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let held = std::sync::Mutex::new(held);
@@ -245,6 +134,16 @@ on_both_drivers! {
         }
         balancer.reload(&config_over(&[&one, &two], json!({ "policy": "round-robin" })));
         assert_eq!(balancer.backend(0)["state"], "draining", "a reload does not undo what an operator said");
+        let (moved, elsewhere) = (Stub::named("one"), Stub::named("elsewhere"));
+        balancer.reload(&config_over(&[&moved, &two], json!({ "policy": "round-robin" })));
+        assert_eq!(balancer.backend(0)["state"], "draining", "nor does another address");
+        balancer.reload(&config_over(&[], json!({ "clusters": { "app": { "backends": [
+            { "id": "i-1", "address": two.address.to_string() } ] } } })));
+        balancer.reload(&config_over(&[&elsewhere, &two], json!({ "policy": "round-robin" })));
+        eventually("one that was gone is wanted again", || balancer.get("/app").text() == "elsewhere");
+        assert!(admin(&socket, "POST /clusters/app/backends/i-0/drain").starts_with("HTTP/1.1 200"));
+        balancer.reload(&config_over(&[&one, &two], json!({ "policy": "round-robin" })));
+        assert_eq!(balancer.backend(0)["state"], "draining");
         assert!(admin(&socket, "POST /clusters/app/backends/i-0/readmit").starts_with("HTTP/1.1 200"));
         eventually("it is used again", || balancer.get("/app").text() == "one");
         assert!(admin(&socket, "POST /clusters/app/backends/nobody/drain").starts_with("HTTP/1.1 404"));

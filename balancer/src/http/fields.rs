@@ -64,6 +64,8 @@ pub(crate) struct Summary<'b> {
     /// `Connection` names fields that are therefore not forwarded.
     pub(crate) names_fields: bool,
     pub(crate) expects_continue: bool,
+    /// `Expect` names something else than that.
+    pub(crate) expects_unknown: bool,
     /// The protocols that `Upgrade` names; empty when several fields do.
     pub(crate) upgrade: Option<&'b [u8]>,
     /// `Connection` names `upgrade`, without which that field means nothing.
@@ -78,6 +80,16 @@ impl<'b> Summary<'b> {
         if self.chunked && self.length.is_some() {
             return Err(Refusal::Malformed("both content-length and transfer-encoding"));
         }
+        Ok(())
+    }
+
+    /// What the fields of an answer must not say that has no body whatever they say. An innocent length of zero is
+    /// left to be taken out.
+    pub(crate) fn check_no_length(&mut self) -> Result<(), Refusal> {
+        if self.chunked || self.length.is_some_and(|length| length > 0) {
+            return Err(Refusal::Malformed("a length where no body may be"));
+        }
+        self.hop_by_hop |= self.length.is_some();
         Ok(())
     }
 
@@ -106,7 +118,11 @@ impl<'b> Summary<'b> {
             Kind::Connection => self.note_connection(value),
             Kind::Expect => {
                 self.hop_by_hop = true;
-                self.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
+                for expectation in list(value).filter(|expectation| !expectation.is_empty()) {
+                    let known = expectation.eq_ignore_ascii_case(b"100-continue");
+                    self.expects_continue |= known;
+                    self.expects_unknown |= !known;
+                }
             }
             Kind::HopByHop => self.hop_by_hop = true,
             Kind::Upgrade => {

@@ -1,6 +1,7 @@
 //! Heads as they are forwarded: the lines that stay, copied in runs, and what a proxy adds.
 
 use super::fields::{Kind, connection_names};
+use super::response::has_no_length;
 use super::scan::Field;
 use super::{Refusal, Request, Response};
 
@@ -159,8 +160,8 @@ fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
 
 /// Appends the head of `response` as the client gets it.
 ///
-/// `connection` is the value of a `Connection` field to add. `unchunked` drops `Transfer-Encoding`, for a client
-/// that does not know it. Returns `false` and writes nothing when the head can be sent as it came.
+/// `connection` is the value of a `Connection` field to add; a change of protocol has one of its own, with the
+/// protocol. `unchunked` drops `Transfer-Encoding`, for a client that does not know it. Returns `false` and writes nothing when the head can be sent as it came.
 pub fn write_response(
     out: &mut Vec<u8>,
     response: &Response<'_, '_>,
@@ -177,11 +178,17 @@ pub fn write_response(
     out.extend_from_slice(response.reason);
     out.extend_from_slice(b"\r\n");
     let lines = Lines { bytes: response.bytes, fields: response.fields, names_fields: response.names_fields };
+    let has_no_length = has_no_length(response.status);
     lines.copy(out, |_, kind| match kind {
         Kind::Connection | Kind::HopByHop | Kind::Upgrade => false,
         Kind::TransferEncoding => !unchunked,
+        Kind::ContentLength => !has_no_length,
         _ => true,
     });
+    if let Some(protocol) = response.upgrade.filter(|_| response.status == 101) {
+        line(out, "Connection", b"upgrade");
+        line(out, "Upgrade", protocol);
+    }
     if let Some(value) = connection {
         line(out, "Connection", value);
     }

@@ -31,6 +31,8 @@ pub enum Refusal {
     HeadTooLarge,
     #[error("method is not served")]
     MethodNotAllowed,
+    #[error("something else is expected than 100-continue")]
+    ExpectationFailed,
     #[error("version is not HTTP/1.0 or HTTP/1.1")]
     VersionNotSupported,
 }
@@ -43,6 +45,7 @@ impl Refusal {
             Self::Malformed(_) => 400,
             Self::MethodNotAllowed => 405,
             Self::TargetTooLong => 414,
+            Self::ExpectationFailed => 417,
             Self::HeadTooLarge => 431,
             Self::VersionNotSupported => 505,
         }

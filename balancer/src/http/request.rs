@@ -174,6 +174,10 @@ fn judge<'h, 'b>(
     if version == 1 && summary.host.is_none() {
         return Err(Refusal::Malformed("no host"));
     }
+    // An expectation of HTTP/1.0 is ignored (RFC 9110, 10.1.1).
+    if summary.expects_unknown && version == 1 {
+        return Err(Refusal::ExpectationFailed);
+    }
     let body = summary.body().unwrap_or(Body::Empty);
     Ok(Request {
         method,

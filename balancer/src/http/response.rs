@@ -1,4 +1,9 @@
 //! Response heads.
+//!
+//! An interim answer and a 204 end with their head, and must have neither `Transfer-Encoding` (RFC 9112, 6.1) nor
+//! `Content-Length` (RFC 9110, 8.6). One that promises a body all the same is refused: a reader that believes it would
+//! take the next answer for that body. `Content-Length: 0`, which many servers send with a 204, reads alike both ways;
+//! it is taken, and not passed on. A 304 and an answer to HEAD may tell the length that the body would have.
 
 use super::scan::{self, Field, Fields, Space};
 use super::{Body, HeadLimits, Refusal, head_end};
@@ -71,7 +76,7 @@ fn read<'h, 'b>(
 ) -> Result<Option<Response<'h, 'b>>, Refusal> {
     let Some(line) = Line::read(bytes)? else { return Ok(None) };
     let read = scan::fields(bytes, line.bytes, line.version, limits.fields, space)?;
-    Ok(read.map(|fields| judge(bytes, &line, fields, to_head)))
+    read.map(|fields| judge(bytes, &line, fields, to_head)).transpose()
 }
 
 /// The first line of a response.
@@ -125,16 +130,19 @@ fn judge<'h, 'b>(
     line: &Line<'b>,
     fields: Fields<'h, 'b>,
     to_head: bool,
-) -> Response<'h, 'b> {
+) -> Result<Response<'h, 'b>, Refusal> {
     let &Line { version, status, reason, .. } = line;
-    let Fields { fields, summary, head_bytes } = fields;
+    let Fields { fields, mut summary, head_bytes } = fields;
+    if has_no_length(status) {
+        summary.check_no_length()?;
+    }
     let body = if to_head || status < 200 || status == 204 || status == 304 {
         Body::Empty
     } else {
         summary.body().unwrap_or(Body::UntilClose)
     };
     let persists = summary.persists(version) && body != Body::UntilClose;
-    Response {
+    Ok(Response {
         status,
         version,
         body,
@@ -146,5 +154,10 @@ fn judge<'h, 'b>(
         fields,
         hop_by_hop: summary.hop_by_hop,
         names_fields: summary.names_fields,
-    }
+    })
+}
+
+/// Whether an answer of this status must not say how long it is.
+pub(crate) fn has_no_length(status: u16) -> bool {
+    status < 200 || status == 204
 }

@@ -1,10 +1,12 @@
 //! A client's connection.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use monoio::net::TcpStream;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::plan::{Meta, Plan, plan};
 use super::{Then, answer::Answer};
@@ -179,6 +181,18 @@ impl Drop for Counted {
         self.0.clients.set(self.0.clients.get() - 1);
         self.0.shared.totals.connections.fetch_sub(1, Relaxed);
     }
+}
+
+/// Tells a client 503 without waiting for it or serving it, because there are no descriptors to serve it with.
+pub(crate) fn turn_away_at_once(socket: OwnedFd) {
+    let mut answer = Vec::new();
+    Answer::error(503).write(&mut answer, &Meta::default());
+    // Whatever fails, the close says it as well.
+    let _ = rustix::net::send(&socket, &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = rustix::net::shutdown(&socket, Shutdown::Write);
+    // Unread, the request would make the close a reset, which may overtake the answer.
+    let mut request = [0u8; IDLE_BYTES];
+    let _ = rustix::net::recv(&socket, &mut request, RecvFlags::DONTWAIT);
 }
 
 /// Answers a connection over the limit with 503, as far as that goes without waiting.

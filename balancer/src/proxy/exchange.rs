@@ -16,7 +16,7 @@ use crate::buffer::Buffer;
 use crate::config::Config;
 use crate::error::Error;
 use crate::http::{self, Body, Refusal};
-use crate::pool::Upstream;
+use crate::pool::{Keep, Upstream};
 use crate::socket::{Reader, Writer};
 use crate::thread::{Count, Streaming, Thread};
 use crate::watch::Deadline;
@@ -34,7 +34,7 @@ struct Head {
     /// Length of the head as received.
     bytes: usize,
     body: Body,
-    upstream_persists: bool,
+    upstream: Keep,
     client_persists: bool,
     /// The head goes to the client as it came, and was not copied.
     in_place: bool,
@@ -55,8 +55,8 @@ struct Expected<'a> {
 /// An answer that was brought back.
 struct Carried {
     reply: Reply,
-    /// The connection to the backend is in a known state.
-    reusable: bool,
+    /// What becomes of the connection to the backend.
+    upstream: Keep,
     /// The connection has changed its protocol; the reply is what the client is sent first.
     switched: Option<Streaming>,
 }
@@ -91,9 +91,7 @@ pub(crate) async fn exchange(
     }
     thread.give_buffer(std::mem::take(&mut upstream.reader.inbound));
     let carried = carried?;
-    if carried.reusable {
-        flight.checkin(upstream);
-    }
+    flight.checkin(upstream, carried.upstream);
     Ok(carried.reply)
 }
 
@@ -139,16 +137,16 @@ async fn carry(
         upload.finish(out);
         return Ok(Carried {
             reply: Reply::Send(sending, Then::Close),
-            reusable: false,
+            upstream: Keep::Close,
             switched: Some(place),
         });
     }
     if let Some((sending, clean)) = whole_answer(&head, &mut reader.inbound, head_out)? {
         flight.finish(outcome_of_status(head.status));
         let complete = upload.finish(out);
-        let reusable = clean && complete && head.upstream_persists;
+        let upstream = if clean && complete { head.upstream } else { Keep::Close };
         let reply = Reply::Send(sending, then(expected.meta, &head, complete));
-        return Ok(Carried { reply, reusable, switched: None });
+        return Ok(Carried { reply, upstream, switched: None });
     }
     flight.answered();
     // A streamed request has its place already.
@@ -164,11 +162,11 @@ async fn carry(
     let complete = upload.finish(out);
     if let Err(error) = result {
         flight.finish(outcome_of(&download_error(error)));
-        return Ok(Carried { reply: Reply::Abort, reusable: false, switched: None });
+        return Ok(Carried { reply: Reply::Abort, upstream: Keep::Close, switched: None });
     }
     flight.finish(outcome_of_status(head.status));
-    let reusable = reader.inbound.is_empty() && complete && head.upstream_persists;
-    Ok(Carried { reply: Reply::Sent(then(expected.meta, &head, complete)), reusable, switched: None })
+    let upstream = if reader.inbound.is_empty() && complete { head.upstream } else { Keep::Close };
+    Ok(Carried { reply: Reply::Sent(then(expected.meta, &head, complete)), upstream, switched: None })
 }
 
 /// If all of the answer has been received, takes it out of `inbound` as the client gets it, and says whether nothing
@@ -336,8 +334,10 @@ async fn receive_head(
                 }
                 if head.status != 100 && expected.meta.version == 1 {
                     let idle = expected.config.timeouts.body_idle;
-                    send_interim(writer, &bytes[..head.bytes], idle).await?;
+                    let interim = if head.in_place { &bytes[..head.bytes] } else { head_out.as_slice() };
+                    send_interim(writer, interim, idle).await?;
                 }
+                head_out.clear();
                 reader.inbound.consume(head.bytes);
                 searched = 0;
             }
@@ -388,21 +388,33 @@ fn judge(
     let unchunked = meta.version == 0 && matches!(response.body, Body::Chunked(_));
     let client_persists = meta.persists && upload_complete && !unchunked && response.body != Body::UntilClose;
     let connection: Option<&[u8]> = match (client_persists, meta.version) {
+        // The final answer says what becomes of the connection.
+        _ if response.is_interim() => None,
         (false, _) => Some(b"close"),
         (true, 0) => Some(b"keep-alive"),
         (true, _) => None,
     };
-    let in_place =
-        response.is_interim() || !http::write_response(head_out.end(), &response, connection, unchunked);
+    let in_place = !http::write_response(head_out.end(), &response, connection, unchunked);
     Ok(Some(Head {
         status: response.status,
         bytes: response.head_bytes,
-        upstream_persists: response.persists,
+        upstream: keep(&response, meta),
         client_persists,
         in_place,
         unchunked,
         body: response.body,
     }))
+}
+
+/// What may become of the backend's connection when all goes well.
+fn keep(response: &http::Response<'_, '_>, meta: &Meta) -> Keep {
+    if !response.persists {
+        Keep::Close
+    } else if meta.is_head || matches!(response.status, 204 | 304) {
+        Keep::Resting
+    } else {
+        Keep::Ready
+    }
 }
 
 /// Whether a 101 is to what the client offers, and the whole request was sent before.

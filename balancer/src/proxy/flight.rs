@@ -10,7 +10,7 @@ use super::plan::Job;
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::error::{Error, Side};
-use crate::pool::Upstream;
+use crate::pool::{Keep, Upstream};
 use crate::site::{Member, Site};
 use crate::socket::{self, Peer};
 use crate::thread::{Count, Thread};
@@ -50,7 +50,13 @@ impl<'a> Flight<'a> {
         let wait = self.site.generation.config.timeouts.connect;
         let stream = match monoio::time::timeout(wait, TcpStream::connect_addr(self.member().address)).await {
             Err(_) => return Err(Error::ConnectTimeout),
-            Ok(Err(error)) => return Err(Error::of_connect(error)),
+            Ok(Err(error)) => {
+                let error = Error::of_connect(error);
+                if matches!(error, Error::Exhausted(_)) {
+                    self.site.close_idle();
+                }
+                return Err(error);
+            }
             Ok(Ok(stream)) => stream,
         };
         stream.set_nodelay(true).map_err(Error::of_connect)?;
@@ -60,13 +66,13 @@ impl<'a> Flight<'a> {
     }
 
     /// Gives a connection back whose last answer is read to its end.
-    pub(crate) fn checkin(&self, upstream: Upstream) {
-        self.site.pickers[self.cluster].borrow_mut().pool.checkin(self.backend, upstream);
+    pub(crate) fn checkin(&self, upstream: Upstream, keep: Keep) {
+        self.site.pickers[self.cluster].borrow_mut().pool.checkin(self.backend, upstream, keep);
     }
 
     /// Closes the idle connections to this backend: one of them turned out to be dead, and the others are older.
     pub(crate) fn forget_idle(&self) {
-        self.site.pickers[self.cluster].borrow_mut().pool.sweep(0, |backend| backend != self.backend);
+        self.site.pickers[self.cluster].borrow_mut().pool.forget(self.backend);
     }
 
     /// Notes that a long answer has begun, which is where its latency ends.

@@ -19,7 +19,7 @@ mod waiting;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
-pub(crate) use client::{Client, turn_away};
+pub(crate) use client::{Client, turn_away, turn_away_at_once};
 pub(crate) use waiting::Waiting;
 
 use crate::buffer::Buffer;

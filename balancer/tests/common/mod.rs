@@ -8,16 +8,21 @@
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are on the real clock")]
 
 mod client;
+mod level;
+mod load;
 mod stub;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Response};
+pub use level::Level;
+pub use load::Load;
 pub use stub::{Connection, Request, Stub, ok};
 
 /// No wait in a test is longer.
@@ -161,6 +166,19 @@ impl Balancer {
         assert!(status.expect("kill runs").success());
     }
 
+    /// Stops the process with SIGSTOP, and waits until none of its threads runs any more.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+        let state = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
+        };
+        eventually("every thread is stopped", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+            tasks.flatten().all(|task| state(task) == Some('T'))
+        });
+    }
+
     /// Replaces the configuration and waits until it is in force.
     pub fn reload(&self, config: &serde_json::Value) {
         let before = self.status()["generation"].as_u64().expect("a number");
@@ -204,6 +222,16 @@ impl Drop for Balancer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The answer of the admin socket at `path`.
+pub fn admin(path: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(path).expect("the admin socket");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    write!(stream, "{request} HTTP/1.1\r\nHost: admin\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
 
 /// One cluster `app` over `backends`, probed on a path that stubs always answer, with `extra` merged in.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::DEADLINE;
+use super::{DEADLINE, eventually};
 
 /// A request as the stub read it.
 #[derive(Debug, Clone, Default)]
@@ -97,6 +97,16 @@ impl Stub {
             }
         });
         Self { address, shared }
+    }
+
+    /// A backend in the place of one that was stopped.
+    pub fn again(
+        stopped: &Self,
+        handler: impl Fn(&Request, &mut Connection) + Send + Sync + 'static,
+    ) -> Self {
+        // Its thread closes the listener in its own time.
+        eventually("the port is free", || TcpListener::bind(stopped.address).is_ok());
+        Self::start_on(stopped.address, false, handler)
     }
 
     /// A backend that says its name.
@@ -201,6 +211,24 @@ impl Connection {
 
     pub fn close(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Breaks off with a reset, whoever else holds the socket.
+    pub fn reset(&mut self) {
+        let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+        // SAFETY: the address lives through the call, and its length is given.
+        let result = unsafe {
+            libc::connect(self.stream.as_raw_fd(), &raw const nobody, size_of_val(&nobody) as libc::socklen_t)
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    /// What comes next, or what came with the head; empty at the end.
+    pub fn receive(&mut self) -> Vec<u8> {
+        if self.pending.is_empty() {
+            self.fill();
+        }
+        std::mem::take(&mut self.pending)
     }
 
     fn fill(&mut self) -> bool {
