@@ -41,6 +41,8 @@ pub(super) struct Link {
     /// The answer's backend; empty when it names none. Kept here so that no request allocates.
     backend: Vec<u8>,
     connect_time: Option<Duration>,
+    /// When the request's first byte was first handed to the kernel.
+    sent_at: Option<Instant>,
     stale_count: u64,
 }
 
@@ -66,6 +68,7 @@ impl Link {
             timer: None,
             backend: Vec::new(),
             connect_time: None,
+            sent_at: None,
             stale_count: 0,
         }
     }
@@ -95,6 +98,12 @@ impl Link {
         self.connect_time.take()
     }
 
+    /// When the last exchange began to send its request; `None` when it did not come to that. The first time, when it
+    /// was sent twice.
+    pub(super) fn sent_at(&self) -> Option<Instant> {
+        self.sent_at
+    }
+
     /// How many requests were sent again since the last call because the server had closed an idle connection.
     pub(super) fn take_stale_count(&mut self) -> u64 {
         std::mem::take(&mut self.stale_count)
@@ -102,6 +111,7 @@ impl Link {
 
     async fn exchange_untimed(&mut self, plan: &Plan) -> Result<u16, Fault> {
         let reused = self.stream.is_some();
+        self.sent_at = None;
         let result = self.attempt(plan).await;
         let unanswered = matches!(self.stage, Stage::Writing | Stage::Waiting);
         if result.is_err() && reused && unanswered && plan.is_idempotent {
@@ -135,6 +145,7 @@ impl Link {
 
     async fn send(&mut self, request: &[u8]) -> Result<(), Fault> {
         self.stage = Stage::Writing;
+        self.sent_at.get_or_insert_with(Instant::now);
         let stream = self.stream.as_mut().expect("send follows connect");
         stream.write_all(request).await.map_err(|error| Fault::io(FaultKind::WriteBroken, error))?;
         self.stage = Stage::Waiting;

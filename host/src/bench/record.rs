@@ -107,10 +107,14 @@ pub(super) struct FaultTally {
 pub(super) struct Sample<'run> {
     /// From the moment it was due to its end; for a timeout, its age when it was given up.
     pub(super) latency: Duration,
+    /// From its sending to its end; `None` when it was not sent.
+    pub(super) service: Option<Duration>,
     /// When it ended, from the start of the run.
     pub(super) end: Duration,
     /// It ended within the measured window.
     pub(super) is_inside: bool,
+    /// It was due and had not ended when half of the load's time was over, and when all of it was.
+    pub(super) is_unfinished: [bool; 2],
     /// The status of a complete answer.
     pub(super) outcome: Result<u16, Fault>,
     pub(super) backend: Option<&'run [u8]>,
@@ -129,6 +133,15 @@ pub(super) struct Recorder {
     /// Every request that was sent or tried, errors and timeouts included.
     pub(super) all: Series,
     pub(super) connect: Series,
+    /// 2xx answers, from the sending of their requests.
+    pub(super) service: Series,
+    /// Open loop: how late the generator was by itself. Until sending, or connecting, began; for a request that then
+    /// waited for a connection, until it was noticed.
+    pub(super) lag: Series,
+    /// Open loop: how late those were sent, or given up, that waited for a connection.
+    pub(super) queued: Series,
+    /// See [`Sample::is_unfinished`].
+    pub(super) unfinished: [u64; 2],
     /// 2xx answers that ended within the window.
     pub(super) ok_inside: u64,
     /// Answers of any status that ended within the window.
@@ -152,6 +165,10 @@ impl Recorder {
             ok: Series::new(),
             all: Series::new(),
             connect: Series::new(),
+            service: Series::new(),
+            lag: Series::new(),
+            queued: Series::new(),
+            unfinished: [0; 2],
             ok_inside: 0,
             answers_inside: 0,
             last_answer: Duration::ZERO,
@@ -167,6 +184,9 @@ impl Recorder {
         self.all.record(sample.latency);
         self.last_end = self.last_end.max(sample.end);
         self.stale_keepalive += sample.stale_count;
+        for (count, is_unfinished) in self.unfinished.iter_mut().zip(sample.is_unfinished) {
+            *count += u64::from(is_unfinished);
+        }
         if let Some(time) = sample.connect_time {
             self.connect.record(time);
         }
@@ -189,6 +209,12 @@ impl Recorder {
         self.ok.add(&other.ok);
         self.all.add(&other.all);
         self.connect.add(&other.connect);
+        self.service.add(&other.service);
+        self.lag.add(&other.lag);
+        self.queued.add(&other.queued);
+        for (count, more) in self.unfinished.iter_mut().zip(other.unfinished) {
+            *count += more;
+        }
         self.ok_inside += other.ok_inside;
         self.answers_inside += other.answers_inside;
         self.last_answer = self.last_answer.max(other.last_answer);
@@ -220,6 +246,9 @@ impl Recorder {
             self.record_fault(kind, || format!("status {status}"));
         } else {
             self.ok.record(sample.latency);
+            if let Some(service) = sample.service {
+                self.service.record(service);
+            }
             self.ok_inside += u64::from(sample.is_inside);
         }
     }
@@ -259,8 +288,10 @@ mod tests {
         let latency = Duration::from_millis(millis);
         Sample {
             latency,
+            service: Some(latency / 2),
             end: latency,
             is_inside: true,
+            is_unfinished: [millis > 500, millis > 1000],
             outcome,
             backend,
             connect_time: None,
@@ -312,7 +343,7 @@ mod tests {
         }
         let mut sum = Recorder::new();
         parts.iter().for_each(|part| sum.add(part));
-        for (one, other) in [(&sum.ok, &whole.ok), (&sum.all, &whole.all)] {
+        for (one, other) in [(&sum.ok, &whole.ok), (&sum.all, &whole.all), (&sum.service, &whole.service)] {
             assert_eq!(one.histogram, other.histogram);
             assert_eq!(
                 (one.count, one.min, one.max, one.total_ns),
@@ -322,6 +353,7 @@ mod tests {
         assert_eq!(sum.faults, whole.faults);
         assert_eq!(sum.status, whole.status);
         assert_eq!(sum.errors(), 600);
+        assert_eq!(sum.unfinished, [2499, 1999]);
         assert_eq!(sum.backends[&b"b"[..]].errors, whole.backends[&b"b"[..]].errors);
     }
 

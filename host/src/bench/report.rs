@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     generate::Part,
-    judge::{Facts, Verdict, judge},
+    judge::{Facts, OpenFacts, Verdict, judge},
     limits::Descriptors,
     options::Mode,
     plan::{Load, Plan},
     record::{Recorder, Series, printable},
+    schedule::Arrivals,
 };
 
 /// Changes when a key changes its meaning or goes away; new keys may come at any time.
@@ -39,12 +40,21 @@ pub struct Report {
     pub requests_per_second: f64,
     /// Complete answers of any status that ended within the window, per second of it.
     pub answers_per_second: f64,
-    /// The measured window. Burst: from the common start to the end of the last complete answer. Closed: from the
-    /// start to the end of the duration, or of the last request when `requests` ended the run before.
+    /// The measured window. Burst: from the common start to the end of the last complete answer. Closed and open: from
+    /// the start to the end of the duration, or of the last request when `requests` ended the run before.
     pub window_s: f64,
     /// From the start to the end of the last request, whatever became of it.
     pub wall_s: f64,
+    /// From the moment a request was due: in a burst and an open loop by the plan, in a closed loop when the last answer
+    /// on its connection was complete.
     pub latency_ms: Latencies,
+    /// 2xx answers from the moment their request was sent: without connecting, and without waiting for a connection or
+    /// for the generator. What a generator that is not bound to a schedule would call latency.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_ms: Option<Summary>,
+    /// What there is to know of an open loop besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenLoop>,
     /// How long connecting took; it is part of the latency of the request that needed it.
     pub connect_ms: Option<Summary>,
     /// In the order of a request's life.
@@ -61,13 +71,36 @@ pub struct Report {
     pub client: Client,
 }
 
+/// How an open loop went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct OpenLoop {
+    /// Requests that were due, per second of the time that they were to take; by chance it differs from the rate asked for.
+    pub offered_per_second: f64,
+    /// Requests due and not ended when the time for new ones was over. They were awaited, and are samples.
+    pub unfinished: u64,
+    /// How late the generator was by itself: it is part of the latencies, and the target's fault in no way.
+    pub send_lag_ms: Option<Summary>,
+    /// How late those requests were sent, or given up, that found all connections busy; part of the latencies.
+    pub queued_ms: Option<Summary>,
+    /// Connections that there were at the most.
+    pub connections: u64,
+}
+
 /// What was asked for, with every default filled in. Values of header fields are left out, as they may be secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
     /// How many requests were to be sent; absent when only the duration ended the run.
     pub requests: Option<u64>,
+    /// In an open loop, the most that there may be.
     pub connections: u64,
     pub duration_s: Option<f64>,
+    /// Open loop only, as are the next two: requests per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrivals: Option<Arrivals>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     pub timeout_ms: f64,
     pub connect_timeout_ms: f64,
     pub method: String,
@@ -150,7 +183,7 @@ pub struct Summary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorLine {
     pub kind: String,
-    /// `client` or `server`.
+    /// `client` when the request never left this machine, else `server`.
     pub side: String,
     pub count: u64,
     /// The first one, in words.
@@ -216,10 +249,11 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         ok: counts.ok,
         errors: counts.errors(),
         unsent: counts.unsent,
-        client_errors: errors.iter().filter(|line| line.side == "client").map(|line| line.count).sum(),
+        client_errors: shortages(&sum),
         window,
         busy: client.busy_max,
         connect_max: sum.connect.max(),
+        open: is_open(plan).then(|| open_facts(plan, &sum)),
     });
     Report {
         schema: SCHEMA,
@@ -235,6 +269,8 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         window_s: round(window.as_secs_f64()),
         wall_s: round(sum.last_end.as_secs_f64()),
         latency_ms: Latencies { ok: summary(&sum.ok), all: summary(&sum.all) },
+        service_ms: summary(&sum.service),
+        open: is_open(plan).then(|| open_loop(plan, &sum, ended.parts)),
         connect_ms: summary(&sum.connect),
         errors,
         stale_keepalive: sum.stale_keepalive,
@@ -264,11 +300,43 @@ fn counts(plan: &Plan, sum: &Recorder) -> Counts {
 fn window(plan: &Plan, sum: &Recorder) -> Duration {
     match plan.load {
         Load::Burst => sum.last_answer,
-        Load::Closed { duration } if plan.options.requests == Some(sum.scheduled) => {
-            sum.last_end.min(duration)
+        Load::Closed { duration } | Load::Open { duration, .. } => {
+            let is_counted = plan.options.requests == Some(sum.scheduled);
+            if is_counted { sum.last_end.min(duration) } else { duration }
         }
-        Load::Closed { duration } => duration,
     }
+}
+
+fn is_open(plan: &Plan) -> bool {
+    matches!(plan.load, Load::Open { .. })
+}
+
+fn open_facts(plan: &Plan, sum: &Recorder) -> OpenFacts {
+    OpenFacts {
+        scheduled: sum.scheduled,
+        timeouts: sum.timeout,
+        unfinished: sum.unfinished,
+        lag_p99: sum.lag.quantile(0.99),
+        latency_p99: sum.all.quantile(0.99),
+        connections_max: plan.connections(),
+        queued: sum.queued.count(),
+        queued_max: sum.queued.max(),
+    }
+}
+
+fn open_loop(plan: &Plan, sum: &Recorder, parts: &[Part]) -> OpenLoop {
+    OpenLoop {
+        offered_per_second: rate(sum.scheduled, plan.load_end().unwrap_or_default()),
+        unfinished: sum.unfinished[1],
+        send_lag_ms: summary(&sum.lag),
+        queued_ms: summary(&sum.queued),
+        connections: parts.iter().map(|part| part.connections).sum(),
+    }
+}
+
+/// Requests that failed because this machine lacked something.
+fn shortages(sum: &Recorder) -> u64 {
+    sum.faults.iter().filter(|(kind, _)| kind.is_shortage()).map(|(_, tally)| tally.count).sum()
 }
 
 fn spec(plan: &Plan) -> Spec {
@@ -276,10 +344,10 @@ fn spec(plan: &Plan) -> Spec {
     Spec {
         requests: plan.requests(),
         connections: plan.connections(),
-        duration_s: match plan.load {
-            Load::Burst => None,
-            Load::Closed { duration } => Some(duration.as_secs_f64()),
-        },
+        duration_s: plan.load.duration().map(|duration| duration.as_secs_f64()),
+        rate: options.rate,
+        arrivals: is_open(plan).then(|| options.arrivals_used()),
+        seed: is_open(plan).then(|| options.seed_used()),
         timeout_ms: millis(options.timeout.0),
         connect_timeout_ms: millis(options.connect_timeout.0),
         method: options.method.to_ascii_uppercase(),
