@@ -28,13 +28,15 @@ impl Alarm {
         Ok(Self { timer })
     }
 
-    /// Waits until `at`; returns at once when it has passed.
-    pub(super) async fn wait_until(&self, at: Instant) -> io::Result<()> {
+    /// Waits until `at`; false when it had passed already.
+    pub(super) async fn wait_until(&self, at: Instant) -> io::Result<bool> {
+        let mut has_waited = false;
         loop {
             let left = at.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(());
+                return Ok(has_waited);
             }
+            has_waited = true;
             self.set(left)?;
             // Setting the timer again takes its old expiry away, so that it need not be read.
             self.timer.readable().await?.clear_ready();

@@ -43,14 +43,12 @@ pub(super) async fn run(
     let mut batch = 0;
     for due in arrivals {
         let at = work.start + due;
-        let is_late = at <= Instant::now();
-        batch = if is_late { batch + 1 } else { 0 };
+        batch = if alarm.wait_until(at).await? { 0 } else { batch + 1 };
+        pool.release(at, connections_max, tasks);
         if batch == BATCH_MAX {
             batch = 0;
             yield_now().await;
         }
-        alarm.wait_until(at).await?;
-        pool.release(at, connections_max, tasks);
     }
     pool.end();
     Ok(())
