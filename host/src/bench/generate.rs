@@ -49,6 +49,8 @@ pub(super) struct Part {
     pub(super) recorder: Recorder,
     /// CPU time of the thread over `elapsed`, which begins with the run and ends with the load.
     pub(super) cpu: Duration,
+    /// Over the same time: how long the thread was ready and waited for a CPU.
+    pub(super) wait: Duration,
     pub(super) elapsed: Duration,
     /// How many connections there were at the most.
     pub(super) connections: u64,
@@ -215,7 +217,7 @@ impl Lane {
         let Ok(Some(start)) = self.start.wait_for(Option::is_some).await.map(|start| *start) else {
             return Ok(None);
         };
-        let cpu = limits::thread_cpu();
+        let (cpu, wait) = (limits::thread_cpu(), limits::thread_wait());
         let work = Rc::new(Work {
             plan: Arc::clone(&self.plan),
             address: self.address,
@@ -237,10 +239,11 @@ impl Lane {
         let connections = tasks.len() as u64;
         let end = start + self.plan.load_end().unwrap_or(BURST_END);
         let _ = timeout(end.saturating_duration_since(Instant::now()), drain(&mut tasks)).await;
-        let (cpu, elapsed) = (limits::thread_cpu() - cpu, start.elapsed());
+        let (cpu, wait) = (limits::thread_cpu() - cpu, limits::thread_wait().saturating_sub(wait));
+        let elapsed = start.elapsed();
         drain(&mut tasks).await;
         let recorder = work.recorder.replace(Recorder::new());
-        Ok(Some(Part { recorder, cpu, elapsed, connections }))
+        Ok(Some(Part { recorder, cpu, wait, elapsed, connections }))
     }
 }
 

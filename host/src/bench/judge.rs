@@ -51,6 +51,8 @@ pub(super) struct Facts {
     pub(super) window: Duration,
     /// The share of the time that the busiest thread of the generator was on a CPU (0..1).
     pub(super) busy: f64,
+    /// The share of the time that one thread was on a CPU or waited for one, the largest of all threads (0..1).
+    pub(super) occupied: f64,
     pub(super) connect_max: Duration,
     pub(super) open: Option<OpenFacts>,
 }
@@ -90,6 +92,14 @@ const BEHIND_SHARE_MAX: f64 = 0.02;
 /// Chance alone leaves a few behind: so many standard deviations of a Poisson count.
 const BEHIND_SIGMAS: f64 = 3.0;
 
+impl Facts {
+    /// A thread had no time left to be punctual in. Only an open loop needs that: a closed one asks for less then,
+    /// and its rate shows it.
+    fn is_starved(&self) -> bool {
+        self.open.is_some() && self.busy <= BUSY_MAX && self.occupied > BUSY_MAX
+    }
+}
+
 impl OpenFacts {
     fn is_late(&self) -> bool {
         self.lag_p99 > LAG_MIN.max(self.latency_p99.mul_f64(LAG_SHARE_MAX))
@@ -111,7 +121,7 @@ pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
         facts if facts.client_errors > 0 || (facts.busy > BUSY_MAX && !facts.is_burst) => {
             Verdict::ClientLimited
         }
-        Facts { open: Some(open), .. } if open.is_late() => Verdict::ClientLimited,
+        Facts { open: Some(open), .. } if open.is_late() || facts.is_starved() => Verdict::ClientLimited,
         Facts { open: Some(open), .. } if open.is_behind() => Verdict::Overloaded,
         Facts { is_burst: true, .. } => Verdict::Transient,
         facts if facts.ok < OK_MIN || facts.window < WINDOW_MIN => Verdict::TooShort,
@@ -136,6 +146,13 @@ fn reasons(facts: &Facts) -> Vec<String> {
     say(
         facts.busy > BUSY_MAX,
         format!("a thread of the generator was busy {:.0} % of the time", facts.busy * 100.0),
+    );
+    say(
+        facts.is_starved(),
+        format!(
+            "a thread of the generator was busy or waited for a CPU {:.0} % of the time",
+            facts.occupied * 100.0
+        ),
     );
     say(
         facts.is_burst && facts.ok > 0,
@@ -206,6 +223,7 @@ mod tests {
         client_errors: 0,
         window: Duration::from_secs(10),
         busy: 0.4,
+        occupied: 0.5,
         connect_max: Duration::from_millis(3),
         open: None,
     };
@@ -244,6 +262,15 @@ mod tests {
         let fast = Duration::from_micros(110);
         let least = OpenFacts { lag_p99: Duration::from_micros(90), latency_p99: fast, ..KEPT_UP };
         check_open(least, Verdict::Valid, "");
+    }
+
+    #[test]
+    fn a_generator_without_a_cpu_is_not_the_targets_fault() {
+        let open = Some(OpenFacts { unfinished: [4_000, 8_000], ..KEPT_UP });
+        let starved = Facts { busy: 0.3, occupied: 0.9, open, ..GOOD };
+        check(starved, Verdict::ClientLimited, "busy or waited for a CPU 90 %");
+        check(Facts { occupied: 0.5, ..starved }, Verdict::Overloaded, "");
+        check(Facts { open: None, ..starved }, Verdict::Valid, "");
     }
 
     #[test]

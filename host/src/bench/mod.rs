@@ -1,8 +1,8 @@
 //! Benchmarks an HTTP/1.1 target and says what the figures are worth.
 //!
-//! A run crosses five parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
-//! `record` counts, `judge` gives the verdict, and `report` puts it into a stable shape that [`table()`], [`csv`],
-//! [`save()`] and [`compare()`] print, write and set side by side. Plan and judge are pure.
+//! A run crosses six parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
+//! `record` counts, `total` adds up, `judge` gives the verdict, and `report` is the stable shape of it that
+//! [`table()`], [`csv`], [`save()`] and [`compare()`] print, write and set side by side. Plan and judge are pure.
 //!
 //! - Latency is the time from the moment a request was due to the end of its answer, connecting included; never
 //!   wall time divided by a number of requests. A request that times out is a sample at its age.
@@ -40,6 +40,7 @@ mod save;
 mod schedule;
 mod table;
 mod target;
+mod total;
 
 pub use compare::{Comparison, Pair, compare};
 pub use judge::Verdict;
@@ -84,7 +85,7 @@ pub async fn http(url: &str, options: &Options, progress: &dyn Fn(Progress)) -> 
     let address = resolve(&plan.target).await?;
     let started = SystemTime::now();
     let parts = generate::run(&plan, address, progress).await?;
-    Ok(report::build(&report::Ended { url, plan: &plan, address, started, parts: &parts, descriptors }))
+    Ok(total::build(&total::Ended { url, plan: &plan, address, started, parts: &parts, descriptors }))
 }
 
 /// One address for the whole run, so that every request goes to the same target; IPv4 first, as `localhost` may

@@ -155,6 +155,7 @@ async fn run(url: &str, options: &Options) -> Report {
     assert_eq!(count(report.latency_ms.all), counts.scheduled - counts.unsent);
     let answers = counts.ok + counts.http_error;
     assert_eq!(report.status.values().sum::<u64>(), answers);
+    assert!(report.status_latency_ms.keys().eq(report.status.keys()));
     assert_eq!(report.backends.iter().map(|line| line.count).sum::<u64>(), answers);
     assert_eq!(count(report.service_ms), counts.ok);
     if let Some(open) = report.open {
@@ -364,7 +365,7 @@ async fn a_timeout_is_a_sample_at_its_age() {
             let options = Options { timeout: span("50ms"), ..options };
             let report = check_fault(&server, kind, options).await;
             assert_eq!(report.counts.timeout, 5);
-            assert!(report.latency_ms.all.unwrap().min >= 50.0);
+            assert!(report.latency_ms.all.unwrap().min >= 50.0 && report.errors[0].latency_ms.p50 >= 50.0);
             assert!(report.latency_ms.ok.is_none());
         }
     }
