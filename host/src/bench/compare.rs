@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    judge::Verdict,
     options::Mode,
     report::{Report, Summary},
 };
@@ -75,6 +76,11 @@ fn words(first: &Report, other: &Report, pair: &Pair) -> String {
     };
     if !is_asked_alike(first, other) {
         words += "; they were not asked in the same way";
+    }
+    for report in [first, other] {
+        if !matches!(report.verdict, Verdict::Valid | Verdict::Transient) {
+            words += &format!("; the result of {} is {}", report.name, report.verdict.name());
+        }
     }
     if first.counts.errors() + other.counts.errors() > 0 {
         words += "; failed requests are left out of the latencies";

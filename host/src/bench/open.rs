@@ -2,7 +2,9 @@
 //!
 //! When all connections are busy and no more may be opened, requests wait, and the connection that is free first
 //! takes the one that was due first. They wait as arrivals of the schedule, so that a backlog of any length takes no
-//! memory. Does not decide when requests are due, and slows down for nothing.
+//! memory. Threads share nothing: a request may wait while another thread has a connection free.
+//!
+//! Does not decide when requests are due, and slows down for nothing.
 
 use std::{
     cell::{Cell, RefCell},
@@ -109,6 +111,7 @@ impl<A: Iterator<Item = Duration> + 'static> Pool<A> {
             self.idle.borrow_mut().push(Rc::clone(&slot));
             slot.filled.notified().await;
             next = slot.due.take();
+            link.drop_if_stale();
         }
     }
 

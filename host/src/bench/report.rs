@@ -47,7 +47,8 @@ pub struct Report {
     pub connect_ms: Option<Summary>,
     /// In the order of a request's life.
     pub errors: Vec<ErrorLine>,
-    /// Requests sent again because the server had closed an idle connection. Not errors: their clock ran on.
+    /// Requests that met a connection which the server had closed while it was idle, and went over a new one. Not
+    /// errors: their clock ran on.
     pub stale_keepalive: u64,
     /// How many complete answers had each status.
     pub status: BTreeMap<u16, u64>,
@@ -126,10 +127,10 @@ pub struct Counts {
 }
 
 impl Report {
-    /// Gives backends the names that `name_of` knows for their ids.
-    pub fn name_backends(&mut self, name_of: impl Fn(&str) -> Option<String>) {
+    /// Gives backends the names that `known` has for their ids, and says whether their capacity is emulated.
+    pub fn name_backends(&mut self, known: impl Fn(&str) -> Option<(String, bool)>) {
         for line in &mut self.backends {
-            line.name = name_of(&line.id);
+            (line.name, line.emulated) = known(&line.id).map_or((None, false), |(name, is)| (Some(name), is));
         }
     }
 }
@@ -194,6 +195,9 @@ pub struct BackendLine {
     /// What a person calls it, where the caller knows; see [`Report::name_backends`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// It holds requests as long as an instance of its type would need, and has not its real capacity.
+    #[serde(default)]
+    pub emulated: bool,
     /// Complete answers.
     pub count: u64,
     /// Its part of all complete answers (0..1).

@@ -131,7 +131,7 @@ fn errors(reports: &[Report]) -> String {
         if report.stale_keepalive > 0 {
             let _ = writeln!(
                 text,
-                "{name:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  not an error: sent again on a new connection",
+                "{name:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  not an error: sent on a new connection",
                 "stale_keepalive", "server", report.stale_keepalive
             );
         }
@@ -176,6 +176,12 @@ fn verdicts(reports: &[Report]) -> String {
             words += &format!(": {}", report.reasons.join("; "));
         }
         text += &wrap(&name, &words);
+    }
+    if reports.iter().flat_map(|report| &report.backends).any(|line| line.emulated) {
+        text += &wrap(
+            "",
+            "Backends are emulated: they hold requests as long as an instance of their type would.",
+        );
     }
     if reports.iter().any(|report| report.client.same_machine) {
         text += &wrap("", "The load came from the machine that it measured, and took CPU time from it.");

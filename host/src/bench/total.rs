@@ -193,6 +193,7 @@ fn backend_lines(sum: &Recorder) -> Vec<BackendLine> {
         .map(|(id, tally)| BackendLine {
             id: printable(&String::from_utf8_lossy(id), id.len()),
             name: None,
+            emulated: false,
             count: tally.answers.count(),
             share: round(tally.answers.count() as f64 / answers.max(1) as f64),
             latency_ms: quantiles(&tally.answers),

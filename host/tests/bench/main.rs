@@ -671,6 +671,7 @@ async fn comparison_states_ratios_to_the_first() {
     assert!(last.words.contains("2.00 times the requests per second"), "{}", last.words);
     assert_eq!(comparison.pairs[0].p99, None);
     assert!(comparison.pairs[1].words.contains("not asked in the same way"));
+    assert!(comparison.pairs[0].words.contains("the result of bad is failed"));
     // What an open loop reaches is what was asked for.
     let words = &bench::compare(&[reports[3].clone(), reports[3].clone()]).pairs[0].words;
     assert!(words.contains("1.00 times the p99") && !words.contains("requests per second"), "{words}");
