@@ -4,7 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Report, Summary};
+use super::{
+    judge::Verdict,
+    options::Mode,
+    report::{Report, Summary},
+};
 
 /// Reports compared with the first one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,17 +66,33 @@ fn ratio(first: f64, other: f64) -> Option<f64> {
 
 fn words(first: &Report, other: &Report, pair: &Pair) -> String {
     let parts = [("requests per second", pair.requests_per_second), ("p50", pair.p50), ("p99", pair.p99)];
+    // The rate of an open loop says what was asked, not what could be had.
+    let parts = if first.mode == Mode::Open && other.mode == Mode::Open { &parts[1..] } else { &parts };
     let known: Vec<_> =
         parts.iter().filter_map(|(what, ratio)| Some(format!("{:.2} times the {what}", (*ratio)?))).collect();
     let mut words = match known.as_slice() {
         [] => format!("{} and {} have no figures to compare", other.name, first.name),
         known => format!("{} has {} of {}", other.name, known.join(", "), first.name),
     };
-    if first.spec.connections != other.spec.connections || first.mode != other.mode {
+    if !is_asked_alike(first, other) {
         words += "; they were not asked in the same way";
+    }
+    for report in [first, other] {
+        if !matches!(report.verdict, Verdict::Valid | Verdict::Transient) {
+            words += &format!("; the result of {} is {}", report.name, report.verdict.name());
+        }
     }
     if first.counts.errors() + other.counts.errors() > 0 {
         words += "; failed requests are left out of the latencies";
     }
     words
+}
+
+/// What makes figures comparable; the seed is not needed for it.
+fn is_asked_alike(first: &Report, other: &Report) -> bool {
+    let of = |report: &Report| {
+        let spec = &report.spec;
+        (report.mode, spec.connections, spec.rate, spec.arrivals, spec.keepalive)
+    };
+    of(first) == of(other)
 }

@@ -7,6 +7,8 @@ use std::{fmt, io};
 /// The kinds of failure, in the order of a request's life. Names are part of the report's schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum FaultKind {
+    /// Never sent: every connection of an open loop was busy until `timeout` was over.
+    QueueTimeout,
     /// This machine has no local port left for the target's address.
     NoLocalPort,
     /// The process, or the machine, has no descriptor left.
@@ -47,6 +49,7 @@ pub(super) enum Class {
 impl FaultKind {
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::QueueTimeout => "queue_timeout",
             Self::NoLocalPort => "no_local_port",
             Self::FdLimit => "fd_limit",
             Self::ConnectRefused => "connect_refused",
@@ -66,18 +69,26 @@ impl FaultKind {
         }
     }
 
-    /// `"client"` when this machine is at fault, `"server"` for the target or the way to it.
+    /// `"client"` when the request never left this machine, `"server"` for the target or the way to it.
     pub(super) fn side(self) -> &'static str {
         match self {
-            Self::NoLocalPort | Self::FdLimit => "client",
+            Self::QueueTimeout => "client",
+            kind if kind.is_shortage() => "client",
             _ => "server",
         }
+    }
+
+    /// This machine lacked something that the request needed.
+    pub(super) fn is_shortage(self) -> bool {
+        matches!(self, Self::NoLocalPort | Self::FdLimit)
     }
 
     pub(super) fn class(self) -> Class {
         match self {
             Self::Status3xx | Self::Status4xx | Self::Status5xx => Class::Http,
-            Self::ConnectTimeout | Self::TtfbTimeout | Self::TotalTimeout => Class::Timeout,
+            Self::QueueTimeout | Self::ConnectTimeout | Self::TtfbTimeout | Self::TotalTimeout => {
+                Class::Timeout
+            }
             _ => Class::Transport,
         }
     }

@@ -1,6 +1,7 @@
 //! Makes the load: threads with a runtime of their own, each with its share of the connections and its recorder.
 //!
-//! Nothing is shared between threads per request but two counters that only their own thread writes. Does not judge.
+//! Nothing is shared between threads per request but two counters that only their own thread writes. Knows bursts and
+//! the closed loop; the open loop is in [`super::open`]. Does not judge.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,8 +26,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Progress, limits,
+    Progress,
+    fault::{Fault, FaultKind},
+    limits,
     link::Link,
+    open,
     plan::{Load, Plan, Share},
     record::{Recorder, Sample},
 };
@@ -37,12 +41,19 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// target which refuses at once is asked 100 times a second per connection and not 50,000 times.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
+/// The first request of an open loop is due so long after the threads are told of it, or it would always be late.
+const LEAD: Duration = Duration::from_millis(5);
+
 /// What one thread counted.
 pub(super) struct Part {
     pub(super) recorder: Recorder,
     /// CPU time of the thread over `elapsed`, which begins with the run and ends with the load.
     pub(super) cpu: Duration,
+    /// Over the same time: how long the thread was ready and waited for a CPU.
+    pub(super) wait: Duration,
     pub(super) elapsed: Duration,
+    /// How many connections there were at the most.
+    pub(super) connections: u64,
 }
 
 /// Runs a plan to its end. Dropping the future closes every connection and ends every thread before it returns.
@@ -56,7 +67,7 @@ pub(super) async fn run(
         // A thread that failed says why in its part.
         let _ = ready.await;
     }
-    let start = Instant::now();
+    let start = Instant::now() + if matches!(plan.load, Load::Open { .. }) { LEAD } else { Duration::ZERO };
     generator.start.send_replace(Some(start));
     let mut ticks = interval(PROGRESS_EVERY);
     let parts = std::mem::take(&mut generator.parts);
@@ -127,6 +138,7 @@ impl Generator {
         let live = Arc::new(Live::default());
         let lane = Lane {
             plan: Arc::clone(plan),
+            index,
             share,
             cpu: plan.options.cpus.get(index).copied(),
             address,
@@ -153,10 +165,7 @@ impl Generator {
             errors: sum(|live| &live.errors),
             total: plan.requests(),
             elapsed: start.elapsed(),
-            duration: match plan.load {
-                Load::Burst => None,
-                Load::Closed { duration } => Some(duration),
-            },
+            duration: plan.load.duration(),
         }
     }
 }
@@ -174,6 +183,8 @@ impl Drop for Generator {
 /// What one thread is given.
 struct Lane {
     plan: Arc<Plan>,
+    /// Which of the threads this is.
+    index: usize,
     share: Share,
     /// Where its thread runs; anywhere when absent.
     cpu: Option<u16>,
@@ -192,19 +203,21 @@ impl Lane {
             .build_local(LocalOptions::default())
             .context(Kind::Internal, || "start a runtime of the benchmark".to_owned())?;
         let cancel = self.cancel.clone();
-        Ok(runtime.block_on(async {
+        runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => None,
+                () = cancel.cancelled() => Ok(None),
                 part = self.work(ready) => part,
             }
-        }))
+        })
     }
 
-    async fn work(mut self, ready: oneshot::Sender<()>) -> Option<Part> {
+    async fn work(mut self, ready: oneshot::Sender<()>) -> Result<Option<Part>, Error> {
         let _ = ready.send(());
-        let start = (*self.start.wait_for(Option::is_some).await.ok()?)?;
-        let cpu = limits::thread_cpu();
+        let Ok(Some(start)) = self.start.wait_for(Option::is_some).await.map(|start| *start) else {
+            return Ok(None);
+        };
+        let (cpu, wait) = (limits::thread_cpu(), limits::thread_wait());
         let work = Rc::new(Work {
             plan: Arc::clone(&self.plan),
             address: self.address,
@@ -214,31 +227,28 @@ impl Lane {
             live: self.live,
         });
         let mut tasks = JoinSet::new();
-        for _ in 0..self.share.connections {
-            let work = Rc::clone(&work);
-            match self.plan.load {
-                Load::Burst => tasks.spawn_local(async move { work.send_once().await }),
-                Load::Closed { duration } => {
-                    tasks.spawn_local(async move { work.send_until(duration).await })
-                }
-            };
+        match self.plan.load {
+            Load::Burst => work.spawn_each(self.share, &mut tasks, Work::send_once),
+            Load::Closed { duration } => {
+                work.spawn_each(self.share, &mut tasks, |work| work.send_until(duration));
+            }
+            Load::Open { .. } => open::run(&work, self.index, self.share.connections, &mut tasks)
+                .await
+                .context(Kind::Internal, || "set a timer of the benchmark".to_owned())?,
         }
-        let end = load_end(self.plan.load, start);
+        let connections = tasks.len() as u64;
+        let end = start + self.plan.load_end().unwrap_or(BURST_END);
         let _ = timeout(end.saturating_duration_since(Instant::now()), drain(&mut tasks)).await;
-        let (cpu, elapsed) = (limits::thread_cpu() - cpu, start.elapsed());
+        let (cpu, wait) = (limits::thread_cpu() - cpu, limits::thread_wait().saturating_sub(wait));
+        let elapsed = start.elapsed();
         drain(&mut tasks).await;
         let recorder = work.recorder.replace(Recorder::new());
-        Some(Part { recorder, cpu, elapsed })
+        Ok(Some(Part { recorder, cpu, wait, elapsed, connections }))
     }
 }
 
-/// When no further request is due; for a burst, a time that its requests never reach (they time out before).
-fn load_end(load: Load, start: Instant) -> Instant {
-    match load {
-        Load::Burst => start + Duration::from_secs(3600),
-        Load::Closed { duration } => start + duration,
-    }
-}
+/// The requests of a burst time out before.
+const BURST_END: Duration = Duration::from_secs(3600);
 
 async fn drain(tasks: &mut JoinSet<()>) {
     while let Some(ended) = tasks.join_next().await {
@@ -248,23 +258,33 @@ async fn drain(tasks: &mut JoinSet<()>) {
 }
 
 /// What the connections of one thread share.
-struct Work {
-    plan: Arc<Plan>,
-    address: SocketAddr,
-    start: Instant,
-    /// Requests that may still be sent.
+pub(super) struct Work {
+    pub(super) plan: Arc<Plan>,
+    pub(super) address: SocketAddr,
+    pub(super) start: Instant,
+    /// Requests that a closed loop may still send.
     budget: Cell<u64>,
-    recorder: RefCell<Recorder>,
+    pub(super) recorder: RefCell<Recorder>,
     live: Arc<Live>,
 }
 
 impl Work {
-    async fn send_once(&self) {
+    /// One task for each connection.
+    fn spawn_each<F>(self: &Rc<Self>, share: Share, tasks: &mut JoinSet<()>, send: impl Fn(Rc<Self>) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        for _ in 0..share.connections {
+            tasks.spawn_local(send(Rc::clone(self)));
+        }
+    }
+
+    async fn send_once(self: Rc<Self>) {
         self.exchange(&mut Link::new(self.address), self.start).await;
     }
 
     /// The closed loop of one connection.
-    async fn send_until(&self, duration: Duration) {
+    async fn send_until(self: Rc<Self>, duration: Duration) {
         let mut link = Link::new(self.address);
         let mut due = self.start;
         while due.duration_since(self.start) < duration && self.budget.get() > 0 {
@@ -279,29 +299,51 @@ impl Work {
     }
 
     /// One request; gives its end, and whether a complete answer came, of whatever status.
-    async fn exchange(&self, link: &mut Link, due: Instant) -> (Instant, bool) {
-        self.recorder.borrow_mut().scheduled += 1;
+    pub(super) async fn exchange(&self, link: &mut Link, due: Instant) -> (Instant, bool) {
         let outcome = link.exchange(&self.plan, due).await;
         let end = Instant::now();
         let is_answered = outcome.is_ok();
         let (connect_time, stale_count) = (link.take_connect_time(), link.take_stale_count());
-        let since_start = end.duration_since(self.start);
-        let sample = Sample {
-            latency: end.duration_since(due),
-            end: since_start,
-            is_inside: match self.plan.load {
-                Load::Burst => true,
-                Load::Closed { duration } => since_start <= duration,
-            },
-            outcome,
+        self.record(&Sample {
+            service: link.sent_at().map(|sent| end.duration_since(sent)),
             backend: link.backend(),
             connect_time,
             stale_count,
-        };
+            ..self.sample(due, end, outcome)
+        });
+        (end, is_answered)
+    }
+
+    /// A request that was given up at its deadline without being sent.
+    pub(super) fn give_up(&self, due: Instant) {
+        let fault =
+            Fault::new(FaultKind::QueueTimeout, "every connection was busy until the timeout was over");
+        self.record(&self.sample(due, due + self.plan.options.timeout.0, Err(fault)));
+    }
+
+    /// What is known of a request by the clock alone.
+    fn sample(&self, due: Instant, end: Instant, outcome: Result<u16, Fault>) -> Sample<'static> {
+        let (due_at, end_at) = (due.duration_since(self.start), end.duration_since(self.start));
+        let load_end = self.plan.load_end().unwrap_or(BURST_END);
+        let is_unfinished_at = |time| due_at <= time && end_at > time;
+        Sample {
+            latency: end.duration_since(due),
+            service: None,
+            end: end_at,
+            is_inside: self.plan.load.duration().is_none_or(|duration| end_at <= duration),
+            is_unfinished: [is_unfinished_at(load_end / 2), is_unfinished_at(load_end)],
+            outcome,
+            backend: None,
+            connect_time: None,
+            stale_count: 0,
+        }
+    }
+
+    fn record(&self, sample: &Sample<'_>) {
         let mut recorder = self.recorder.borrow_mut();
-        recorder.record(&sample);
+        recorder.scheduled += 1;
+        recorder.record(sample);
         self.live.done.store(recorder.all.count(), Relaxed);
         self.live.errors.store(recorder.errors(), Relaxed);
-        (end, is_answered)
     }
 }

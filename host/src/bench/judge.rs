@@ -1,6 +1,6 @@
 //! Says whether a run's figures may be relied on, in words.
 //!
-//! Pure. Knows nothing of service level objectives, stationarity or overload; their rules belong here when they come.
+//! Pure. Knows nothing of service level objectives or stationarity; their rules belong here when they come.
 
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ pub enum Verdict {
     Transient,
     /// This machine was the limit; the target may be better than the figures.
     ClientLimited,
+    /// The target did not keep up with an open loop: its latencies depend on how long the run was.
+    Overloaded,
     /// Too few answers, or too short a time, for the percentiles.
     TooShort,
     /// No request was answered with 2xx.
@@ -30,6 +32,7 @@ impl Verdict {
             Self::Valid => "valid",
             Self::Transient => "transient",
             Self::ClientLimited => "client_limited",
+            Self::Overloaded => "overloaded",
             Self::TooShort => "too_short",
             Self::Failed => "failed",
         }
@@ -43,12 +46,32 @@ pub(super) struct Facts {
     pub(super) ok: u64,
     pub(super) errors: u64,
     pub(super) unsent: u64,
-    /// Errors whose side is this machine.
+    /// Errors for want of something that this machine should have.
     pub(super) client_errors: u64,
     pub(super) window: Duration,
     /// The share of the time that the busiest thread of the generator was on a CPU (0..1).
     pub(super) busy: f64,
+    /// The share of the time that one thread was on a CPU or waited for one, the largest of all threads (0..1).
+    pub(super) occupied: f64,
     pub(super) connect_max: Duration,
+    pub(super) open: Option<OpenFacts>,
+}
+
+/// What is known of an open loop besides.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OpenFacts {
+    pub(super) scheduled: u64,
+    pub(super) timeouts: u64,
+    /// Due and not ended when half of the time was over, and at its end.
+    pub(super) unfinished: [u64; 2],
+    /// How late the generator was by itself.
+    pub(super) lag_p99: Duration,
+    /// Of all requests.
+    pub(super) latency_p99: Duration,
+    pub(super) connections_max: u64,
+    /// Requests that found all connections busy, and how late the last of them was sent.
+    pub(super) queued: u64,
+    pub(super) queued_max: Duration,
 }
 
 /// A thread that is busier than this has no time to notice an answer at once.
@@ -60,6 +83,37 @@ const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// Linux repeats a lost SYN after one second: a slower connect has lost at least one.
 const SYN_REPEATED: Duration = Duration::from_millis(990);
 
+/// Where the generator's own lateness is more than this part of the latencies at the same quantile, they are its own.
+const LAG_SHARE_MAX: f64 = 0.2;
+/// What a timer and a thread's waking cost on any machine.
+const LAG_MIN: Duration = Duration::from_micros(100);
+/// A target that leaves more than this part of the requests behind does not keep up with them.
+const BEHIND_SHARE_MAX: f64 = 0.02;
+/// Chance alone leaves a few behind: so many standard deviations of a Poisson count.
+const BEHIND_SIGMAS: f64 = 3.0;
+
+impl Facts {
+    /// A thread had no time left to be punctual in. Only an open loop needs that: a closed one asks for less then,
+    /// and its rate shows it.
+    fn is_starved(&self) -> bool {
+        self.open.is_some() && self.busy <= BUSY_MAX && self.occupied > BUSY_MAX
+    }
+}
+
+impl OpenFacts {
+    fn is_late(&self) -> bool {
+        self.lag_p99 > LAG_MIN.max(self.latency_p99.mul_f64(LAG_SHARE_MAX))
+    }
+
+    /// In the second half of the run many more requests came than were finished, or many were not answered in time.
+    fn is_behind(&self) -> bool {
+        let [half, end] = self.unfinished.map(|count| count as f64);
+        let due = self.scheduled as f64 / 2.0;
+        end - half > (due * BEHIND_SHARE_MAX).max(due.sqrt() * BEHIND_SIGMAS)
+            || self.timeouts as f64 > self.scheduled as f64 * BEHIND_SHARE_MAX
+    }
+}
+
 /// The verdict and the reasons for it, the most important first.
 pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
     let verdict = match facts {
@@ -67,6 +121,8 @@ pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
         facts if facts.client_errors > 0 || (facts.busy > BUSY_MAX && !facts.is_burst) => {
             Verdict::ClientLimited
         }
+        Facts { open: Some(open), .. } if open.is_late() || facts.is_starved() => Verdict::ClientLimited,
+        Facts { open: Some(open), .. } if open.is_behind() => Verdict::Overloaded,
         Facts { is_burst: true, .. } => Verdict::Transient,
         facts if facts.ok < OK_MIN || facts.window < WINDOW_MIN => Verdict::TooShort,
         _ => Verdict::Valid,
@@ -75,7 +131,7 @@ pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
 }
 
 fn reasons(facts: &Facts) -> Vec<String> {
-    let mut reasons = Vec::new();
+    let mut reasons = facts.open.map(|open| open_reasons(&open)).unwrap_or_default();
     let mut say = |applies: bool, words: String| {
         if applies {
             reasons.push(words);
@@ -90,6 +146,13 @@ fn reasons(facts: &Facts) -> Vec<String> {
     say(
         facts.busy > BUSY_MAX,
         format!("a thread of the generator was busy {:.0} % of the time", facts.busy * 100.0),
+    );
+    say(
+        facts.is_starved(),
+        format!(
+            "a thread of the generator was busy or waited for a CPU {:.0} % of the time",
+            facts.occupied * 100.0
+        ),
     );
     say(
         facts.is_burst && facts.ok > 0,
@@ -116,6 +179,38 @@ fn reasons(facts: &Facts) -> Vec<String> {
     reasons
 }
 
+fn open_reasons(open: &OpenFacts) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if open.is_late() {
+        reasons.push(format!(
+            "the generator was {} ms late at p99, where the latency was {} ms",
+            millis(open.lag_p99),
+            millis(open.latency_p99)
+        ));
+    }
+    if open.is_behind() {
+        reasons.push(format!(
+            "the target did not keep up: {} requests were unfinished after half of the time and {} at its end, \
+             {} of {} timed out; latencies depend on the length of the run",
+            open.unfinished[0], open.unfinished[1], open.timeouts, open.scheduled
+        ));
+    }
+    if open.queued > 0 {
+        reasons.push(format!(
+            "{} requests found all {} connections busy and waited up to {} ms for one, which their latency includes",
+            open.queued,
+            open.connections_max,
+            millis(open.queued_max)
+        ));
+    }
+    reasons
+}
+
+/// Three decimals: microseconds.
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,8 +223,81 @@ mod tests {
         client_errors: 0,
         window: Duration::from_secs(10),
         busy: 0.4,
+        occupied: 0.5,
         connect_max: Duration::from_millis(3),
+        open: None,
     };
+
+    const KEPT_UP: OpenFacts = OpenFacts {
+        scheduled: 50_000,
+        timeouts: 0,
+        unfinished: [12, 15],
+        lag_p99: Duration::from_micros(150),
+        latency_p99: Duration::from_millis(2),
+        connections_max: 1024,
+        queued: 0,
+        queued_max: Duration::ZERO,
+    };
+
+    #[track_caller]
+    fn check_open(open: OpenFacts, verdict: Verdict, word: &str) {
+        check(Facts { open: Some(open), ..GOOD }, verdict, word);
+    }
+
+    #[test]
+    fn an_open_loop_that_was_kept_up_with_is_valid_without_reasons() {
+        assert_eq!(judge(&Facts { open: Some(KEPT_UP), ..GOOD }), (Verdict::Valid, Vec::new()));
+        // Long answers leave many unfinished, as many at half of the time as at the end.
+        let slow = OpenFacts { unfinished: [9_000, 9_100], ..KEPT_UP };
+        assert_eq!(judge(&Facts { open: Some(slow), ..GOOD }).0, Verdict::Valid);
+    }
+
+    #[test]
+    fn a_late_generator_limits_the_result() {
+        let late = OpenFacts { lag_p99: Duration::from_micros(500), ..KEPT_UP };
+        check_open(late, Verdict::ClientLimited, "0.5 ms late at p99, where the latency was 2 ms");
+        // A lateness that the latencies hide does not matter.
+        check_open(OpenFacts { latency_p99: Duration::from_millis(3), ..late }, Verdict::Valid, "");
+        // Nor does one that no machine can do without.
+        let fast = Duration::from_micros(110);
+        let least = OpenFacts { lag_p99: Duration::from_micros(90), latency_p99: fast, ..KEPT_UP };
+        check_open(least, Verdict::Valid, "");
+    }
+
+    #[test]
+    fn a_generator_without_a_cpu_is_not_the_targets_fault() {
+        let open = Some(OpenFacts { unfinished: [4_000, 8_000], ..KEPT_UP });
+        let starved = Facts { busy: 0.3, occupied: 0.9, open, ..GOOD };
+        check(starved, Verdict::ClientLimited, "busy or waited for a CPU 90 %");
+        check(Facts { occupied: 0.5, ..starved }, Verdict::Overloaded, "");
+        check(Facts { open: None, ..starved }, Verdict::Valid, "");
+    }
+
+    #[test]
+    fn a_target_that_falls_behind_is_overloaded() {
+        let growing = OpenFacts { unfinished: [4_000, 8_000], ..KEPT_UP };
+        check_open(
+            growing,
+            Verdict::Overloaded,
+            "4000 requests were unfinished after half of the time and 8000",
+        );
+        check_open(OpenFacts { timeouts: 1_001, ..KEPT_UP }, Verdict::Overloaded, "1001 of 50000 timed out");
+        check_open(OpenFacts { timeouts: 999, ..KEPT_UP }, Verdict::Valid, "");
+        // Of 500 that come in half of the time, 60 too many may be chance.
+        let few = OpenFacts { scheduled: 1_000, unfinished: [0, 60], ..KEPT_UP };
+        check_open(few, Verdict::Valid, "");
+        check_open(OpenFacts { unfinished: [0, 70], ..few }, Verdict::Overloaded, "70");
+    }
+
+    #[test]
+    fn waiting_for_connections_is_said() {
+        let queued = OpenFacts { queued: 7, queued_max: Duration::from_micros(1_250), ..KEPT_UP };
+        check_open(
+            queued,
+            Verdict::Valid,
+            "7 requests found all 1024 connections busy and waited up to 1.25 ms",
+        );
+    }
 
     #[track_caller]
     fn check(facts: Facts, verdict: Verdict, word: &str) {

@@ -1,4 +1,4 @@
-//! What this machine allows the generator: descriptors, local ports, and how much CPU time it used.
+//! What this machine allows the generator: descriptors, local ports, and how much CPU time it got.
 //!
 //! Raises the process's soft descriptor limit when a run needs it, and never lowers it. Pins a
 //! thread when asked. Changes nothing else.
@@ -50,6 +50,14 @@ pub(super) fn prepare(connections: u64) -> Result<Descriptors, Error> {
 pub(super) fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// How long the calling thread has been ready to run so far while its CPU served others; zero where the kernel does
+/// not say (`CONFIG_SCHED_INFO`).
+pub(super) fn thread_wait() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or_default())
 }
 
 /// Lets the calling thread run on this CPU only. Errors when it may not be used.

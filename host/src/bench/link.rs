@@ -4,6 +4,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     net::SocketAddr,
     pin::{Pin, pin},
     task::Poll,
@@ -41,6 +42,8 @@ pub(super) struct Link {
     /// The answer's backend; empty when it names none. Kept here so that no request allocates.
     backend: Vec<u8>,
     connect_time: Option<Duration>,
+    /// When the request's first byte was first handed to the kernel.
+    sent_at: Option<Instant>,
     stale_count: u64,
 }
 
@@ -66,6 +69,7 @@ impl Link {
             timer: None,
             backend: Vec::new(),
             connect_time: None,
+            sent_at: None,
             stale_count: 0,
         }
     }
@@ -85,6 +89,19 @@ impl Link {
         result
     }
 
+    /// Notices that the server has closed the connection, or has said something unasked, while it was idle; the next
+    /// exchange then uses another. Without this a request that may not be sent twice would fail.
+    pub(super) fn drop_if_stale(&mut self) {
+        let is_silent = |stream: &TcpStream| {
+            // No system call while nothing has come: Tokio remembers.
+            stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        if self.stream.as_ref().is_some_and(|stream| !is_silent(stream)) {
+            self.stream = None;
+            self.stale_count += 1;
+        }
+    }
+
     /// The backend that the last answer named; `None` when it named none.
     pub(super) fn backend(&self) -> Option<&[u8]> {
         (!self.backend.is_empty()).then_some(self.backend.as_slice())
@@ -95,13 +112,20 @@ impl Link {
         self.connect_time.take()
     }
 
-    /// How many requests were sent again since the last call because the server had closed an idle connection.
+    /// When the last exchange began to send its request; `None` when it did not come to that. The first time, when it
+    /// was sent twice.
+    pub(super) fn sent_at(&self) -> Option<Instant> {
+        self.sent_at
+    }
+
+    /// How many requests, since the last call, met a connection that the server had closed while it was idle.
     pub(super) fn take_stale_count(&mut self) -> u64 {
         std::mem::take(&mut self.stale_count)
     }
 
     async fn exchange_untimed(&mut self, plan: &Plan) -> Result<u16, Fault> {
         let reused = self.stream.is_some();
+        self.sent_at = None;
         let result = self.attempt(plan).await;
         let unanswered = matches!(self.stage, Stage::Writing | Stage::Waiting);
         if result.is_err() && reused && unanswered && plan.is_idempotent {
@@ -135,6 +159,7 @@ impl Link {
 
     async fn send(&mut self, request: &[u8]) -> Result<(), Fault> {
         self.stage = Stage::Writing;
+        self.sent_at.get_or_insert_with(Instant::now);
         let stream = self.stream.as_mut().expect("send follows connect");
         stream.write_all(request).await.map_err(|error| Fault::io(FaultKind::WriteBroken, error))?;
         self.stage = Stage::Waiting;
@@ -267,4 +292,46 @@ async fn within<F: Future>(timer: &mut Pin<Box<Sleep>>, deadline: Instant, futur
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+
+    use super::*;
+    use crate::bench::options::Options;
+
+    /// No step here takes a second on an idle machine.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// Answers the first request of each of two connections, and closes.
+    fn closing_server() -> (SocketAddr, std::thread::JoinHandle<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let serve = move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while !lines.next().unwrap().unwrap().is_empty() {}
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            }
+        };
+        (address, std::thread::spawn(serve))
+    }
+
+    #[tokio::test]
+    async fn a_connection_closed_while_idle_is_not_used_for_what_may_be_sent_only_once() {
+        let (address, server) = closing_server();
+        let options = Options { method: "POST".to_owned(), ..Options::default() };
+        let plan = Plan::new(&format!("http://{address}/"), &options, 1).unwrap();
+        let mut link = Link::new(address);
+        assert_eq!(link.exchange(&plan, Instant::now()).await.unwrap(), 200);
+        while let Some(stream) = &link.stream {
+            tokio::time::timeout(DEADLINE, stream.readable()).await.unwrap().unwrap();
+            link.drop_if_stale();
+        }
+        assert_eq!(link.exchange(&plan, Instant::now()).await.unwrap(), 200);
+        assert_eq!(link.take_stale_count(), 1);
+        server.join().unwrap();
+    }
 }

@@ -1,16 +1,18 @@
 //! Benchmarks an HTTP/1.1 target and says what the figures are worth.
 //!
-//! A run crosses five parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
-//! `record` counts, `judge` gives the verdict, and `report` puts it into a stable shape that [`table()`], [`csv`],
-//! [`save()`] and [`compare()`] print, write and set side by side. Plan and judge are pure.
+//! A run crosses six parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
+//! `record` counts, `total` adds up, `judge` gives the verdict, and `report` is the stable shape of it that
+//! [`table()`], [`csv`], [`save()`] and [`compare()`] print, write and set side by side. Plan and judge are pure.
 //!
 //! - Latency is the time from the moment a request was due to the end of its answer, connecting included; never
 //!   wall time divided by a number of requests. A request that times out is a sample at its age.
 //! - A burst is really in flight all at once: every request has its own connection, and nothing limits them.
+//! - In an open loop a request is due by a schedule that no answer can delay, and what the generator itself was late is
+//!   reported beside the latency that it is part of.
 //! - Every scheduled request is accounted for: `scheduled = ok + http_error + transport_error + timeout + unsent`.
 //!
-//! Does not know Rhai, TLS or HTTP/2, does not follow redirects, and has no open loop, confidence intervals or
-//! search for a capacity yet.
+//! Does not know Rhai, TLS or HTTP/2, does not follow redirects, and has no confidence intervals or search for a
+//! capacity yet.
 
 use std::{
     net::SocketAddr,
@@ -21,6 +23,7 @@ use std::{
 
 use crate::error::{Error, Kind};
 
+mod alarm;
 mod codec;
 mod compare;
 mod fault;
@@ -28,22 +31,26 @@ mod generate;
 mod judge;
 mod limits;
 mod link;
+mod open;
 mod options;
 mod plan;
 mod record;
 mod report;
 mod save;
+mod schedule;
 mod table;
 mod target;
+mod total;
 
 pub use compare::{Comparison, Pair, compare};
 pub use judge::Verdict;
 pub use limits::Descriptors;
 pub use options::{CONNECTIONS_MAX, Mode, Options};
 pub use report::{
-    BackendLine, Client, Counts, ErrorLine, Latencies, Quantiles, Report, SCHEMA, Spec, Summary,
+    BackendLine, Client, Counts, ErrorLine, Latencies, OpenLoop, Quantiles, Report, SCHEMA, Spec, Summary,
 };
 pub use save::{SavedTable, csv, save, save_table};
+pub use schedule::Arrivals;
 pub use table::table;
 
 /// A resolver that takes longer is broken, and a run with it would measure the resolver.
@@ -78,7 +85,7 @@ pub async fn http(url: &str, options: &Options, progress: &dyn Fn(Progress)) -> 
     let address = resolve(&plan.target).await?;
     let started = SystemTime::now();
     let parts = generate::run(&plan, address, progress).await?;
-    Ok(report::build(&report::Ended { url, plan: &plan, address, started, parts: &parts, descriptors }))
+    Ok(total::build(&total::Ended { url, plan: &plan, address, started, parts: &parts, descriptors }))
 }
 
 /// One address for the whole run, so that every request goes to the same target; IPv4 first, as `localhost` may

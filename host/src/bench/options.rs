@@ -10,6 +10,7 @@ use std::{
 use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
+use super::schedule::Arrivals;
 use crate::{
     error::{Error, Kind},
     options_map,
@@ -25,6 +26,9 @@ pub enum Mode {
     Burst,
     /// A fixed number of connections; each sends its next request when its last one is answered.
     Closed,
+    /// A rate: requests are due at times that were settled before the run, whatever becomes of the answers. Latency
+    /// counts from those times, so that a target which stops for a while cannot hide the requests it kept waiting.
+    Open,
 }
 
 impl Mode {
@@ -34,24 +38,33 @@ impl Mode {
         match self {
             Self::Burst => "burst",
             Self::Closed => "closed",
+            Self::Open => "open",
         }
     }
 }
 
 options_map! {
     /// The options of `bench::http`. Every key may be left out; an unknown key is an error.
-    #[derive(PartialEq, Eq, Serialize)]
+    #[derive(PartialEq, Serialize)]
     #[serde(default)]
     pub struct Options {
-        /// `"burst"` (the default) or `"closed"`.
+        /// `"burst"` (the default), `"closed"` or `"open"`.
         pub mode: Mode,
-        /// Burst: how many requests are in flight at once, 1 to 28000, by default 1000. Closed: stop after so many,
-        /// even before `duration` is over; by default there is no such limit.
+        /// Burst: how many requests are in flight at once, 1 to 28000, by default 1000. Closed and open: stop after so
+        /// many, even before `duration` is over; by default there is no such limit.
         pub requests: Option<u64>,
-        /// Closed: how many connections send, 1 to 28000, by default 64. Burst: always equal to `requests`.
+        /// Open only, and needed there: how many requests are due per second, 0.01 to 250000.
+        pub rate: Option<f64>,
+        /// Open: `"poisson"` (the default), as from many independent users, or `"constant"`, all equally far apart.
+        pub arrivals: Option<Arrivals>,
+        /// Open: the seed of Poisson arrivals, by default 1; the same rate and seed make the same arrivals.
+        pub seed: Option<u64>,
+        /// Closed: how many connections send, 1 to 28000, by default 64. Open: at most so many are open at once, by
+        /// default 1024; they are made as needed, and a request that finds all of them busy waits for one, which counts.
+        /// Burst: always equal to `requests`.
         pub connections: Option<u64>,
-        /// Closed only: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is given.
-        /// Requests under way at the end are awaited, up to their `timeout`.
+        /// Closed and open: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is
+        /// given. Requests under way at the end are awaited, up to their `timeout`.
         pub duration: Option<Span>,
         /// How long one request may take from the moment it was due, connecting included; 1 ms to 10 min, by default
         /// 10 s. A request that takes longer counts as a timeout, with its age as its latency.
@@ -65,7 +78,7 @@ options_map! {
         pub headers: BTreeMap<String, String>,
         /// The request's body, at most 1 MiB; by default there is none.
         pub body: Option<String>,
-        /// Closed: whether a connection is used again for the next request; by default true. With false every request
+        /// Closed and open: whether a connection is used again for the next request; by default true. With false every request
         /// says `Connection: close` and has a connection of its own, whose making is part of its latency.
         pub keepalive: bool,
         /// CPUs of this machine that make the load, one thread pinned to each, for example `[1]`; by default half as many
@@ -83,6 +96,9 @@ impl Default for Options {
         Self {
             mode: Mode::default(),
             requests: None,
+            rate: None,
+            arrivals: None,
+            seed: None,
             connections: None,
             duration: None,
             timeout: Span(Duration::from_secs(10)),
@@ -118,11 +134,19 @@ pub(super) const NAME_CHARS_MAX: usize = 64;
 const FIELDS_OWN: [&str; 7] =
     ["content-length", "transfer-encoding", "connection", "upgrade", "expect", "te", "trailer"];
 
+/// Slower is a probe and no load.
+const RATE_MIN: f64 = 0.01;
+/// More than a machine sends, and within `REQUESTS_MAX` in the longest run.
+const RATE_MAX: f64 = 250_000.0;
+
 const BURST_REQUESTS: u64 = 1000;
 const CLOSED_CONNECTIONS: u64 = 64;
-const CLOSED_DURATION: Duration = Duration::from_secs(10);
+/// Enough for 1000 requests per second that take a second each.
+const OPEN_CONNECTIONS: u64 = 1024;
+const SEED: u64 = 1;
+const DURATION: Duration = Duration::from_secs(10);
 /// Bounds a run that is to end by its number of requests but whose target hardly answers.
-const CLOSED_DURATION_COUNTED: Duration = Duration::from_secs(600);
+const DURATION_COUNTED: Duration = Duration::from_secs(600);
 
 impl Options {
     /// Errors (of kind `recipe`, with a hint) when a value is out of range or contradicts another.
@@ -141,28 +165,36 @@ impl Options {
         self.check_name()
     }
 
-    /// How many connections are open at once.
+    /// How many connections are open at once; in an open loop, at most.
     #[must_use]
     pub fn connections_used(&self) -> u64 {
+        // More connections than requests would never send.
+        let useful = |connections: u64| connections.min(self.requests.unwrap_or(CONNECTIONS_MAX));
         match self.mode {
             Mode::Burst => self.requests.or(self.connections).unwrap_or(BURST_REQUESTS),
-            // More connections than requests would never send.
-            Mode::Closed => {
-                self.connections.unwrap_or(CLOSED_CONNECTIONS).min(self.requests.unwrap_or(CONNECTIONS_MAX))
-            }
+            Mode::Closed => useful(self.connections.unwrap_or(CLOSED_CONNECTIONS)),
+            Mode::Open => useful(self.connections.unwrap_or(OPEN_CONNECTIONS)),
         }
     }
 
-    /// How long new requests are sent in closed mode.
+    /// How long new requests are sent in a closed or open loop.
     #[must_use]
     pub fn duration_used(&self) -> Duration {
-        let counted = self.requests.is_some();
-        let default = if counted { CLOSED_DURATION_COUNTED } else { CLOSED_DURATION };
+        let default = if self.requests.is_some() { DURATION_COUNTED } else { DURATION };
         self.duration.map_or(default, |span| span.0)
     }
 
+    pub(super) fn arrivals_used(&self) -> Arrivals {
+        self.arrivals.unwrap_or_default()
+    }
+
+    pub(super) fn seed_used(&self) -> u64 {
+        self.seed.unwrap_or(SEED)
+    }
+
     fn check_mode(&self) -> Result<(), Error> {
-        if self.mode == Mode::Closed {
+        self.check_rate()?;
+        if self.mode != Mode::Burst {
             return Ok(());
         }
         if self.duration.is_some() {
@@ -176,6 +208,21 @@ impl Options {
                         "in a burst each request has a connection of its own: \
                      leave connections out, or use mode: \"closed\"",
                     ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_rate(&self) -> Result<(), Error> {
+        match (self.mode, self.rate) {
+            (Mode::Open, Some(rate)) if (RATE_MIN..=RATE_MAX).contains(&rate) => Ok(()),
+            (Mode::Open, Some(rate)) => Err(wrong(format!("rate: {rate} is out of range"))
+                .with_hint(format!("rate may be {RATE_MIN} to {RATE_MAX} requests per second"))),
+            (Mode::Open, None) => Err(wrong("an open loop needs a rate")
+                .with_hint("say how many requests are due per second, for example rate: 1000")),
+            (mode, _) if self.rate.is_some() || self.arrivals.is_some() || self.seed.is_some() => {
+                Err(wrong(format!("rate, arrivals and seed have no meaning in mode \"{}\"", mode.name()))
+                    .with_hint("leave them out, or use mode: \"open\""))
             }
             _ => Ok(()),
         }
@@ -311,6 +358,14 @@ mod tests {
     }
 
     #[test]
+    fn open_needs_a_rate_and_bounds_its_connections() {
+        let options = read(r#"{"mode":"open", "rate": 1000}"#).unwrap();
+        options.check().unwrap();
+        assert_eq!((options.connections_used(), options.duration_used()), (1024, Duration::from_secs(10)));
+        assert_eq!((options.arrivals_used(), options.seed_used()), (Arrivals::Poisson, 1));
+    }
+
+    #[test]
     fn the_list_of_keys_is_complete() {
         let value = serde_json::to_value(Options::default()).unwrap();
         let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -324,7 +379,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused() {
         assert!(read(r#"{"conections": 3}"#).unwrap_err().to_string().contains("conections"));
-        assert!(read(r#"{"mode": "open"}"#).is_err());
+        assert!(read(r#"{"mode": "opened"}"#).is_err());
         assert!(read(r#"{"requests": -1}"#).is_err());
     }
 
@@ -337,6 +392,9 @@ mod tests {
         check(r#"{"timeout": "11m"}"#, "timeout");
         check(r#"{"connect_timeout": "1h"}"#, "connect_timeout");
         check(r#"{"mode":"closed","duration": "2h"}"#, "duration");
+        for rate in ["0", "-1", "0.001", "250001", "1e300"] {
+            check(&format!(r#"{{"mode":"open","rate": {rate}}}"#), "rate");
+        }
         check(r#"{"name": "a\nb"}"#, "name");
         check(r#"{"name": ""}"#, "name");
         check(r#"{"cpus": [60000]}"#, "CPU 60000");
@@ -347,6 +405,10 @@ mod tests {
     fn contradictions_are_refused() {
         check(r#"{"requests": 10, "connections": 5}"#, "burst of 10");
         check(r#"{"duration": 5}"#, "duration");
+        check(r#"{"mode":"open"}"#, "needs a rate");
+        check(r#"{"mode":"closed", "rate": 5}"#, "closed");
+        check(r#"{"arrivals": "constant"}"#, "burst");
+        check(r#"{"mode":"closed", "seed": 5}"#, "seed");
     }
 
     #[test]

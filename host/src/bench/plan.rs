@@ -1,11 +1,12 @@
 //! Turns a URL and options into everything the generator needs, before any socket is opened.
 //!
-//! Pure: no clock, no socket, no randomness. The arrivals of an open loop will be planned here too.
+//! Pure: no clock, no socket, no randomness but that of a seed.
 
 use std::time::Duration;
 
 use super::{
     options::{Mode, NAME_CHARS_MAX, Options},
+    schedule::{Arrivals, Schedule},
     target::Target,
 };
 use crate::error::Error;
@@ -28,12 +29,24 @@ pub(super) struct Plan {
 }
 
 /// When requests are due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Load {
     /// All at the start.
     Burst,
     /// Each when the connection's last answer is complete, as long as the start is less than this ago.
     Closed { duration: Duration },
+    /// By a schedule, as long as the start is less than `duration` ago.
+    Open { rate: f64, arrivals: Arrivals, seed: u64, duration: Duration },
+}
+
+impl Load {
+    /// How long requests are due at most; `None` for a burst.
+    pub(super) fn duration(self) -> Option<Duration> {
+        match self {
+            Self::Burst => None,
+            Self::Closed { duration } | Self::Open { duration, .. } => Some(duration),
+        }
+    }
 }
 
 /// What one thread does.
@@ -55,10 +68,16 @@ impl Plan {
         let load = match options.mode {
             Mode::Burst => Load::Burst,
             Mode::Closed => Load::Closed { duration: options.duration_used() },
+            Mode::Open => Load::Open {
+                rate: options.rate.expect("checked above"),
+                arrivals: options.arrivals_used(),
+                seed: options.seed_used(),
+                duration: options.duration_used(),
+            },
         };
         let requests = match load {
             Load::Burst => connections,
-            Load::Closed { .. } => options.requests.unwrap_or(u64::MAX),
+            Load::Closed { .. } | Load::Open { .. } => options.requests.unwrap_or(u64::MAX),
         };
         let threads = match options.cpus.len() {
             0 => (cores / 2).max(1),
@@ -87,8 +106,31 @@ impl Plan {
     pub(super) fn requests(&self) -> Option<u64> {
         match self.load {
             Load::Burst => Some(self.connections()),
-            Load::Closed { .. } => self.options.requests,
+            Load::Closed { .. } | Load::Open { .. } => self.options.requests,
         }
+    }
+
+    /// When the requests of a thread are due in an open loop, from the start; nothing for other loads.
+    pub(super) fn arrivals(&self, thread: usize) -> impl Iterator<Item = Duration> + Clone + 'static {
+        let (schedule, duration) = match self.load {
+            Load::Open { rate, arrivals, seed, duration } => (Schedule::new(arrivals, rate, seed), duration),
+            _ => (Schedule::new(Arrivals::Constant, 1.0, 0), Duration::ZERO),
+        };
+        let requests = usize::try_from(self.shares[thread].requests).unwrap_or(usize::MAX);
+        schedule.part(thread, self.shares.len()).take(requests).take_while(move |due| *due < duration)
+    }
+
+    /// When the last request should be due, as far as that is known before: the duration, or in an open loop the time
+    /// that its number of requests takes on average.
+    pub(super) fn load_end(&self) -> Option<Duration> {
+        let duration = self.load.duration()?;
+        let counted = match (self.load, self.options.requests) {
+            (Load::Open { rate, .. }, Some(requests)) => {
+                Duration::try_from_secs_f64(requests as f64 / rate).unwrap_or(duration)
+            }
+            _ => duration,
+        };
+        Some(counted.min(duration))
     }
 }
 

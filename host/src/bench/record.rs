@@ -11,6 +11,8 @@ use super::fault::{Class, Fault, FaultKind};
 /// Different backends told apart; further ones are counted together as `(other)`. A lab has tens at most, and the
 /// header comes from outside.
 const BACKENDS_MAX: usize = 256;
+/// Different statuses whose latencies are kept apart; servers use a handful, and the number comes from outside.
+const STATUSES_MAX: usize = 32;
 /// Bytes of a backend's name that are kept.
 const BACKEND_BYTES_MAX: usize = 64;
 /// What stands for answers that name no backend.
@@ -27,7 +29,7 @@ const LATENCY_NS_MIN: u64 = 100;
 const DIGITS: u8 = 3;
 
 /// Latencies of one sort: exact smallest, largest and mean, and quantiles from a histogram.
-#[derive(Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Series {
     histogram: Histogram<u32>,
     count: u64,
@@ -96,21 +98,31 @@ pub(super) struct BackendTally {
 }
 
 /// One kind of error.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct FaultTally {
-    pub(super) count: u64,
+    pub(super) latencies: Series,
     /// The words of the first one.
     pub(super) sample: String,
+}
+
+impl FaultTally {
+    fn new(sample: String) -> Self {
+        Self { latencies: Series::new(), sample }
+    }
 }
 
 /// What became of one request.
 pub(super) struct Sample<'run> {
     /// From the moment it was due to its end; for a timeout, its age when it was given up.
     pub(super) latency: Duration,
+    /// From its sending to its end; `None` when it was not sent.
+    pub(super) service: Option<Duration>,
     /// When it ended, from the start of the run.
     pub(super) end: Duration,
     /// It ended within the measured window.
     pub(super) is_inside: bool,
+    /// It was due and had not ended when half of the load's time was over, and when all of it was.
+    pub(super) is_unfinished: [bool; 2],
     /// The status of a complete answer.
     pub(super) outcome: Result<u16, Fault>,
     pub(super) backend: Option<&'run [u8]>,
@@ -129,6 +141,15 @@ pub(super) struct Recorder {
     /// Every request that was sent or tried, errors and timeouts included.
     pub(super) all: Series,
     pub(super) connect: Series,
+    /// 2xx answers, from the sending of their requests.
+    pub(super) service: Series,
+    /// Open loop: how late the generator was by itself. Until sending, or connecting, began; for a request that then
+    /// waited for a connection, until it was noticed.
+    pub(super) lag: Series,
+    /// Open loop: how late those were sent, or given up, that waited for a connection.
+    pub(super) queued: Series,
+    /// See [`Sample::is_unfinished`].
+    pub(super) unfinished: [u64; 2],
     /// 2xx answers that ended within the window.
     pub(super) ok_inside: u64,
     /// Answers of any status that ended within the window.
@@ -138,6 +159,8 @@ pub(super) struct Recorder {
     pub(super) last_end: Duration,
     pub(super) stale_keepalive: u64,
     pub(super) status: BTreeMap<u16, u64>,
+    /// Of the first statuses that there were.
+    pub(super) status_latencies: BTreeMap<u16, Series>,
     pub(super) faults: BTreeMap<FaultKind, FaultTally>,
     pub(super) backends: HashMap<Vec<u8>, BackendTally>,
 }
@@ -152,12 +175,17 @@ impl Recorder {
             ok: Series::new(),
             all: Series::new(),
             connect: Series::new(),
+            service: Series::new(),
+            lag: Series::new(),
+            queued: Series::new(),
+            unfinished: [0; 2],
             ok_inside: 0,
             answers_inside: 0,
             last_answer: Duration::ZERO,
             last_end: Duration::ZERO,
             stale_keepalive: 0,
             status: BTreeMap::new(),
+            status_latencies: BTreeMap::new(),
             faults: BTreeMap::new(),
             backends: HashMap::new(),
         }
@@ -167,12 +195,15 @@ impl Recorder {
         self.all.record(sample.latency);
         self.last_end = self.last_end.max(sample.end);
         self.stale_keepalive += sample.stale_count;
+        for (count, is_unfinished) in self.unfinished.iter_mut().zip(sample.is_unfinished) {
+            *count += u64::from(is_unfinished);
+        }
         if let Some(time) = sample.connect_time {
             self.connect.record(time);
         }
         match &sample.outcome {
             Ok(status) => self.record_answer(sample, *status),
-            Err(fault) => self.record_fault(fault.kind, || fault.to_string()),
+            Err(fault) => self.record_fault(fault.kind, sample.latency, || fault.to_string()),
         }
     }
 
@@ -189,6 +220,12 @@ impl Recorder {
         self.ok.add(&other.ok);
         self.all.add(&other.all);
         self.connect.add(&other.connect);
+        self.service.add(&other.service);
+        self.lag.add(&other.lag);
+        self.queued.add(&other.queued);
+        for (count, more) in self.unfinished.iter_mut().zip(other.unfinished) {
+            *count += more;
+        }
         self.ok_inside += other.ok_inside;
         self.answers_inside += other.answers_inside;
         self.last_answer = self.last_answer.max(other.last_answer);
@@ -197,9 +234,14 @@ impl Recorder {
         for (status, count) in &other.status {
             *self.status.entry(*status).or_default() += count;
         }
+        for (status, latencies) in &other.status_latencies {
+            if let Some(mine) = self.status_latencies(*status) {
+                mine.add(latencies);
+            }
+        }
         for (kind, tally) in &other.faults {
-            let sample = || FaultTally { count: 0, sample: tally.sample.clone() };
-            self.faults.entry(*kind).or_insert_with(sample).count += tally.count;
+            let first = || FaultTally::new(tally.sample.clone());
+            self.faults.entry(*kind).or_insert_with(first).latencies.add(&tally.latencies);
         }
         for (id, tally) in &other.backends {
             let mine = self.backend(id);
@@ -212,26 +254,41 @@ impl Recorder {
         self.last_answer = self.last_answer.max(sample.end);
         self.answers_inside += u64::from(sample.is_inside);
         *self.status.entry(status).or_default() += 1;
+        if let Some(latencies) = self.status_latencies(status) {
+            latencies.record(sample.latency);
+        }
         let fault = FaultKind::of_status(status);
         let backend = self.backend(sample.backend.unwrap_or(BACKEND_NONE.as_bytes()));
         backend.answers.record(sample.latency);
         backend.errors += u64::from(fault.is_some());
         if let Some(kind) = fault {
-            self.record_fault(kind, || format!("status {status}"));
+            self.record_fault(kind, sample.latency, || format!("status {status}"));
         } else {
             self.ok.record(sample.latency);
+            if let Some(service) = sample.service {
+                self.service.record(service);
+            }
             self.ok_inside += u64::from(sample.is_inside);
         }
     }
 
-    fn record_fault(&mut self, kind: FaultKind, words: impl Fn() -> String) {
+    fn record_fault(&mut self, kind: FaultKind, latency: Duration, words: impl Fn() -> String) {
         match kind.class() {
             Class::Http => self.http_error += 1,
             Class::Transport => self.transport_error += 1,
             Class::Timeout => self.timeout += 1,
         }
-        let first = || FaultTally { count: 0, sample: printable(&words(), SAMPLE_CHARS_MAX) };
-        self.faults.entry(kind).or_insert_with(first).count += 1;
+        let first = || FaultTally::new(printable(&words(), SAMPLE_CHARS_MAX));
+        self.faults.entry(kind).or_insert_with(first).latencies.record(latency);
+    }
+
+    /// `None` when there are too many already.
+    fn status_latencies(&mut self, status: u16) -> Option<&mut Series> {
+        let known = &mut self.status_latencies;
+        if known.len() >= STATUSES_MAX && !known.contains_key(&status) {
+            return None;
+        }
+        Some(known.entry(status).or_insert_with(Series::new))
     }
 
     fn backend(&mut self, id: &[u8]) -> &mut BackendTally {
@@ -259,8 +316,10 @@ mod tests {
         let latency = Duration::from_millis(millis);
         Sample {
             latency,
+            service: Some(latency / 2),
             end: latency,
             is_inside: true,
+            is_unfinished: [millis > 500, millis > 1000],
             outcome,
             backend,
             connect_time: None,
@@ -312,17 +371,22 @@ mod tests {
         }
         let mut sum = Recorder::new();
         parts.iter().for_each(|part| sum.add(part));
-        for (one, other) in [(&sum.ok, &whole.ok), (&sum.all, &whole.all)] {
-            assert_eq!(one.histogram, other.histogram);
-            assert_eq!(
-                (one.count, one.min, one.max, one.total_ns),
-                (other.count, other.min, other.max, other.total_ns)
-            );
+        for (one, other) in [(&sum.ok, &whole.ok), (&sum.all, &whole.all), (&sum.service, &whole.service)] {
+            assert_eq!(one, other);
         }
         assert_eq!(sum.faults, whole.faults);
-        assert_eq!(sum.status, whole.status);
+        assert_eq!((&sum.status, &sum.status_latencies), (&whole.status, &whole.status_latencies));
+        assert_eq!(sum.status_latencies[&503].count(), 300);
         assert_eq!(sum.errors(), 600);
+        assert_eq!(sum.unfinished, [2499, 1999]);
         assert_eq!(sum.backends[&b"b"[..]].errors, whole.backends[&b"b"[..]].errors);
+    }
+
+    #[test]
+    fn the_number_of_statuses_is_bounded() {
+        let mut recorder = Recorder::new();
+        (200..999).for_each(|status| recorder.record(&sample(1, Ok(status), None)));
+        assert_eq!((recorder.status.len(), recorder.status_latencies.len()), (799, STATUSES_MAX));
     }
 
     #[test]

@@ -1,23 +1,12 @@
 //! The result of a run in a shape that does not change within one schema number.
 //!
-//! Does not print: see [`super::table()`] and [`super::csv()`].
+//! Does not count ([`super::total`] does) and does not print: see [`super::table()`] and [`super::csv()`].
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    generate::Part,
-    judge::{Facts, Verdict, judge},
-    limits::Descriptors,
-    options::Mode,
-    plan::{Load, Plan},
-    record::{Recorder, Series, printable},
-};
+use super::{judge::Verdict, limits::Descriptors, options::Mode, schedule::Arrivals};
 
 /// Changes when a key changes its meaning or goes away; new keys may come at any time.
 pub const SCHEMA: u32 = 1;
@@ -39,20 +28,33 @@ pub struct Report {
     pub requests_per_second: f64,
     /// Complete answers of any status that ended within the window, per second of it.
     pub answers_per_second: f64,
-    /// The measured window. Burst: from the common start to the end of the last complete answer. Closed: from the
-    /// start to the end of the duration, or of the last request when `requests` ended the run before.
+    /// The measured window. Burst: from the common start to the end of the last complete answer. Closed and open: from
+    /// the start to the end of the duration, or of the last request when `requests` ended the run before.
     pub window_s: f64,
     /// From the start to the end of the last request, whatever became of it.
     pub wall_s: f64,
+    /// From the moment a request was due: in a burst and an open loop by the plan, in a closed loop when the last answer
+    /// on its connection was complete.
     pub latency_ms: Latencies,
+    /// 2xx answers from the moment their request was sent: without connecting, and without waiting for a connection or
+    /// for the generator. What a generator that is not bound to a schedule would call latency.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_ms: Option<Summary>,
+    /// What there is to know of an open loop besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenLoop>,
     /// How long connecting took; it is part of the latency of the request that needed it.
     pub connect_ms: Option<Summary>,
     /// In the order of a request's life.
     pub errors: Vec<ErrorLine>,
-    /// Requests sent again because the server had closed an idle connection. Not errors: their clock ran on.
+    /// Requests that met a connection which the server had closed while it was idle, and went over a new one. Not
+    /// errors: their clock ran on.
     pub stale_keepalive: u64,
     /// How many complete answers had each status.
     pub status: BTreeMap<u16, u64>,
+    /// The latencies of answers with each status, as far as there are not more than 32 different ones.
+    #[serde(default)]
+    pub status_latency_ms: BTreeMap<u16, Quantiles>,
     /// The most asked first.
     pub backends: Vec<BackendLine>,
     pub verdict: Verdict,
@@ -61,13 +63,36 @@ pub struct Report {
     pub client: Client,
 }
 
+/// How an open loop went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct OpenLoop {
+    /// Requests that were due, per second of the time that they were to take; by chance it differs from the rate asked for.
+    pub offered_per_second: f64,
+    /// Requests due and not ended when the time for new ones was over. They were awaited, and are samples.
+    pub unfinished: u64,
+    /// How late the generator was by itself: it is part of the latencies, and the target's fault in no way.
+    pub send_lag_ms: Option<Summary>,
+    /// How late those requests were sent, or given up, that found all connections busy; part of the latencies.
+    pub queued_ms: Option<Summary>,
+    /// Connections that there were at the most.
+    pub connections: u64,
+}
+
 /// What was asked for, with every default filled in. Values of header fields are left out, as they may be secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
     /// How many requests were to be sent; absent when only the duration ended the run.
     pub requests: Option<u64>,
+    /// In an open loop, the most that there may be.
     pub connections: u64,
     pub duration_s: Option<f64>,
+    /// Open loop only, as are the next two: requests per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrivals: Option<Arrivals>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     pub timeout_ms: f64,
     pub connect_timeout_ms: f64,
     pub method: String,
@@ -102,10 +127,10 @@ pub struct Counts {
 }
 
 impl Report {
-    /// Gives backends the names that `name_of` knows for their ids.
-    pub fn name_backends(&mut self, name_of: impl Fn(&str) -> Option<String>) {
+    /// Gives backends the names that `known` has for their ids, and says whether their capacity is emulated.
+    pub fn name_backends(&mut self, known: impl Fn(&str) -> Option<(String, bool)>) {
         for line in &mut self.backends {
-            line.name = name_of(&line.id);
+            (line.name, line.emulated) = known(&line.id).map_or((None, false), |(name, is)| (Some(name), is));
         }
     }
 }
@@ -143,16 +168,22 @@ pub struct Summary {
     pub p90: f64,
     pub p95: f64,
     pub p99: f64,
+    /// Absent when fewer than ten samples lie above it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p999: Option<f64>,
     pub max: f64,
 }
 
 /// One kind of error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorLine {
     pub kind: String,
-    /// `client` or `server`.
+    /// `client` when the request never left this machine, else `server`.
     pub side: String,
     pub count: u64,
+    /// How long it took until it failed so; for a timeout, how old it was.
+    #[serde(default)]
+    pub latency_ms: Quantiles,
     /// The first one, in words.
     pub sample: String,
 }
@@ -164,6 +195,9 @@ pub struct BackendLine {
     /// What a person calls it, where the caller knows; see [`Report::name_backends`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// It holds requests as long as an instance of its type would need, and has not its real capacity.
+    #[serde(default)]
+    pub emulated: bool,
     /// Complete answers.
     pub count: u64,
     /// Its part of all complete answers (0..1).
@@ -174,7 +208,7 @@ pub struct BackendLine {
 }
 
 /// Milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quantiles {
     pub p50: f64,
     pub p99: f64,
@@ -188,210 +222,11 @@ pub struct Client {
     pub cpu_s: f64,
     /// The part of that time that the busiest thread was on a CPU (0..1).
     pub busy_max: f64,
+    /// The part of that time that the thread which waited most was ready to run and had no CPU (0..1); 0 where the
+    /// kernel does not say.
+    #[serde(default)]
+    pub cpu_wait_max: f64,
     /// It shares the machine with its target (a loopback address), and so takes CPU time from it.
     pub same_machine: bool,
     pub descriptors: Descriptors,
-}
-
-/// A run that has ended.
-pub(super) struct Ended<'run> {
-    pub(super) url: &'run str,
-    pub(super) plan: &'run Plan,
-    pub(super) address: SocketAddr,
-    pub(super) started: SystemTime,
-    pub(super) parts: &'run [Part],
-    pub(super) descriptors: Descriptors,
-}
-
-pub(super) fn build(ended: &Ended<'_>) -> Report {
-    let plan = ended.plan;
-    let mut sum = Recorder::new();
-    ended.parts.iter().for_each(|part| sum.add(&part.recorder));
-    let counts = counts(plan, &sum);
-    let window = window(plan, &sum);
-    let errors = error_lines(&sum);
-    let client = client(ended);
-    let (verdict, reasons) = judge(&Facts {
-        is_burst: plan.load == Load::Burst,
-        ok: counts.ok,
-        errors: counts.errors(),
-        unsent: counts.unsent,
-        client_errors: errors.iter().filter(|line| line.side == "client").map(|line| line.count).sum(),
-        window,
-        busy: client.busy_max,
-        connect_max: sum.connect.max(),
-    });
-    Report {
-        schema: SCHEMA,
-        name: plan.name.clone(),
-        url: ended.url.to_owned(),
-        address: ended.address.to_string(),
-        mode: plan.options.mode,
-        started: rfc3339(ended.started),
-        spec: spec(plan),
-        counts,
-        requests_per_second: rate(sum.ok_inside, window),
-        answers_per_second: rate(sum.answers_inside, window),
-        window_s: round(window.as_secs_f64()),
-        wall_s: round(sum.last_end.as_secs_f64()),
-        latency_ms: Latencies { ok: summary(&sum.ok), all: summary(&sum.all) },
-        connect_ms: summary(&sum.connect),
-        errors,
-        stale_keepalive: sum.stale_keepalive,
-        status: sum.status.clone(),
-        backends: backend_lines(&sum),
-        verdict,
-        reasons,
-        client,
-    }
-}
-
-fn counts(plan: &Plan, sum: &Recorder) -> Counts {
-    let scheduled = plan.requests().unwrap_or(sum.scheduled);
-    let counts = Counts {
-        scheduled,
-        ok: sum.ok.count(),
-        http_error: sum.http_error,
-        transport_error: sum.transport_error,
-        timeout: sum.timeout,
-        unsent: scheduled - sum.scheduled,
-    };
-    assert_eq!(scheduled, counts.ok + counts.errors() + counts.unsent, "every request is accounted for");
-    counts
-}
-
-/// See [`Report::window_s`].
-fn window(plan: &Plan, sum: &Recorder) -> Duration {
-    match plan.load {
-        Load::Burst => sum.last_answer,
-        Load::Closed { duration } if plan.options.requests == Some(sum.scheduled) => {
-            sum.last_end.min(duration)
-        }
-        Load::Closed { duration } => duration,
-    }
-}
-
-fn spec(plan: &Plan) -> Spec {
-    let options = &plan.options;
-    Spec {
-        requests: plan.requests(),
-        connections: plan.connections(),
-        duration_s: match plan.load {
-            Load::Burst => None,
-            Load::Closed { duration } => Some(duration.as_secs_f64()),
-        },
-        timeout_ms: millis(options.timeout.0),
-        connect_timeout_ms: millis(options.connect_timeout.0),
-        method: options.method.to_ascii_uppercase(),
-        headers: options.headers.keys().cloned().collect(),
-        body_bytes: options.body.as_ref().map_or(0, |body| body.len() as u64),
-        backend_header: options.backend_header.clone(),
-        keepalive: options.keepalive,
-        cpus: options.cpus.clone(),
-    }
-}
-
-fn client(ended: &Ended<'_>) -> Client {
-    let busy = |part: &Part| part.cpu.as_secs_f64() / part.elapsed.as_secs_f64().max(1e-9);
-    Client {
-        threads: ended.parts.len() as u64,
-        cpu_s: round(ended.parts.iter().map(|part| part.cpu.as_secs_f64()).sum()),
-        busy_max: round(ended.parts.iter().map(busy).fold(0.0, f64::max)),
-        same_machine: ended.address.ip().is_loopback(),
-        descriptors: ended.descriptors,
-    }
-}
-
-fn error_lines(sum: &Recorder) -> Vec<ErrorLine> {
-    let line = |(kind, tally): (&super::fault::FaultKind, &super::record::FaultTally)| ErrorLine {
-        kind: kind.name().to_owned(),
-        side: kind.side().to_owned(),
-        count: tally.count,
-        sample: tally.sample.clone(),
-    };
-    sum.faults.iter().map(line).collect()
-}
-
-fn backend_lines(sum: &Recorder) -> Vec<BackendLine> {
-    let answers: u64 = sum.status.values().sum();
-    let mut lines: Vec<_> = sum
-        .backends
-        .iter()
-        .map(|(id, tally)| BackendLine {
-            id: printable(&String::from_utf8_lossy(id), id.len()),
-            name: None,
-            count: tally.answers.count(),
-            share: round(tally.answers.count() as f64 / answers.max(1) as f64),
-            latency_ms: Quantiles {
-                p50: millis(tally.answers.quantile(0.5)),
-                p99: millis(tally.answers.quantile(0.99)),
-            },
-            errors: tally.errors,
-        })
-        .collect();
-    lines.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.id.cmp(&b.id)));
-    lines
-}
-
-fn summary(series: &Series) -> Option<Summary> {
-    (series.count() > 0).then(|| Summary {
-        count: series.count(),
-        min: millis(series.min()),
-        mean: millis(series.mean()),
-        p50: millis(series.quantile(0.5)),
-        p90: millis(series.quantile(0.9)),
-        p95: millis(series.quantile(0.95)),
-        p99: millis(series.quantile(0.99)),
-        max: millis(series.max()),
-    })
-}
-
-/// Zero when there is no window.
-fn rate(count: u64, window: Duration) -> f64 {
-    if window.is_zero() { 0.0 } else { round(count as f64 / window.as_secs_f64()) }
-}
-
-fn millis(duration: Duration) -> f64 {
-    round(duration.as_secs_f64() * 1e3)
-}
-
-/// Six decimals: nanoseconds of a millisecond, and no digits that mean nothing.
-fn round(number: f64) -> f64 {
-    (number * 1e6).round() / 1e6
-}
-
-/// UTC by the civil calendar (days to date after Hinnant, "chrono-compatible low-level date algorithms").
-fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_follow_the_calendar() {
-        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00Z");
-        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(at(951_868_799), "2000-02-29T23:59:59Z");
-        assert_eq!(at(1_704_067_200), "2024-01-01T00:00:00Z");
-        assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
-    }
-
-    #[test]
-    fn a_rate_without_a_window_is_zero() {
-        assert_eq!(rate(5, Duration::ZERO), 0.0);
-        assert_eq!(rate(5, Duration::from_millis(500)), 10.0);
-    }
 }

@@ -23,9 +23,10 @@ use crate::error::{Context, Error, Kind};
 /// The CSV's columns. `row` is `target` or `backend`; a backend's row has its target's name, url, mode and verdict,
 /// and leaves empty what is known of the whole only. `count` is all requests of a target (`scheduled`), or all
 /// answers of a backend; `share` is 0..1; latencies are those of 2xx answers for a target and of all answers for a
-/// backend, in milliseconds.
+/// backend, in milliseconds. What follows `max_ms` is of targets only, and from `offered_per_second` on of open loops.
 const COLUMNS: &str = "row,target,url,mode,verdict,backend,count,share,requests_per_second,ok,errors,http_error,\
-transport_error,timeout,unsent,min_ms,mean_ms,p50_ms,p90_ms,p95_ms,p99_ms,max_ms";
+transport_error,timeout,unsent,min_ms,mean_ms,p50_ms,p90_ms,p95_ms,p99_ms,max_ms,\
+service_p50_ms,service_p99_ms,offered_per_second,send_lag_p99_ms,queued";
 
 /// Longer names would not fit into a file name with prefix and suffix on every file system.
 const NAME_BYTES_MAX: usize = 100;
@@ -41,8 +42,8 @@ struct Document<'reports> {
 /// One line of column names, then for each report one row and one for each of its backends.
 ///
 /// Columns: `row` (`target` or `backend`), `target`, `url`, `mode`, `verdict`, `backend`, `count`, `share`,
-/// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, and `min_ms` to
-/// `max_ms`. Fields are quoted after RFC 4180; lines end with LF.
+/// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, `min_ms` to
+/// `max_ms`, `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms` and `queued`. Fields are quoted after RFC 4180; lines end with LF.
 #[must_use]
 pub fn csv(reports: &[Report]) -> String {
     let mut text = format!("{COLUMNS}\n");
@@ -139,7 +140,20 @@ fn target_row(report: &Report) -> String {
         counts.unsent.to_string(),
     ];
     let latency = report.latency_ms.ok.map_or_else(Default::default, latency_fields);
-    row(report, "target", ["", &counts.scheduled.to_string(), ""], &numbers, &latency)
+    row(report, "target", ["", &counts.scheduled.to_string(), ""], &numbers, &latency, &loop_fields(report))
+}
+
+/// The last columns.
+fn loop_fields(report: &Report) -> [String; 5] {
+    let text = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
+    let (service, open) = (report.service_ms, report.open);
+    [
+        text(service.map(|service| service.p50)),
+        text(service.map(|service| service.p99)),
+        text(open.map(|open| open.offered_per_second)),
+        text(open.and_then(|open| open.send_lag_ms).map(|lag| lag.p99)),
+        open.map_or(String::new(), |open| open.queued_ms.map_or(0, |queued| queued.count).to_string()),
+    ]
 }
 
 fn backend_row(report: &Report, line: &BackendLine) -> String {
@@ -149,17 +163,25 @@ fn backend_row(report: &Report, line: &BackendLine) -> String {
     let mut latency: [String; 7] = Default::default();
     latency[2] = line.latency_ms.p50.to_string();
     latency[5] = line.latency_ms.p99.to_string();
-    row(report, "backend", [&line.id, &line.count.to_string(), &line.share.to_string()], &numbers, &latency)
+    let of = [&line.id, &line.count.to_string(), &line.share.to_string()];
+    row(report, "backend", of.map(String::as_str), &numbers, &latency, &Default::default())
 }
 
 fn latency_fields(s: Summary) -> [String; 7] {
     [s.min, s.mean, s.p50, s.p90, s.p95, s.p99, s.max].map(|value| value.to_string())
 }
 
-fn row(report: &Report, kind: &str, of: [&str; 3], numbers: &[String; 7], latency: &[String; 7]) -> String {
+fn row(
+    report: &Report,
+    kind: &str,
+    of: [&str; 3],
+    numbers: &[String; 7],
+    latency: &[String; 7],
+    last: &[String; 5],
+) -> String {
     let first = [kind, &report.name, &report.url, report.mode.name(), report.verdict.name()];
     let words = first.into_iter().chain(of);
-    let numbers = numbers.iter().chain(latency).map(String::as_str);
+    let numbers = numbers.iter().chain(latency).chain(last).map(String::as_str);
     let mut text = String::new();
     for (index, field) in words.chain(numbers).enumerate() {
         let comma = if index == 0 { "" } else { "," };

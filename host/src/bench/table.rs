@@ -4,7 +4,10 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Summary};
+use super::{
+    report::{Report, Spec, Summary},
+    schedule::Arrivals,
+};
 
 /// The widest line.
 const COLUMNS: usize = 100;
@@ -15,7 +18,9 @@ const BACKENDS_SHOWN: usize = 32;
 
 /// Rates, latencies, errors, backends and verdicts of some reports, one below the other.
 ///
-/// Latencies are those of 2xx answers; where requests failed, a second line has those of all requests.
+/// Latencies are those of 2xx answers; where requests failed, a further line has those of all requests. An open loop
+/// has lines for 2xx answers from their sending, for how late the generator was, and for requests that waited for a
+/// connection.
 #[must_use]
 pub fn table(reports: &[Report]) -> String {
     if reports.is_empty() {
@@ -47,11 +52,25 @@ fn describe(report: &Report) -> String {
         ),
         (Some(seconds), requests) => {
             let end = requests.map_or(String::new(), |count| format!(" or {count} requests"));
+            if let Some(rate) = spec.rate {
+                return format!(
+                    "open loop: {rate} {method}requests/s due, {}, {seconds} s{end}; \
+                     latency in ms from when each was due",
+                    arrivals(spec)
+                );
+            }
             format!(
                 "closed loop: {} connections, {method}{seconds} s{end}; latency in ms from the last answer",
                 spec.connections
             )
         }
+    }
+}
+
+fn arrivals(spec: &Spec) -> String {
+    match (spec.arrivals.unwrap_or_default(), spec.seed) {
+        (Arrivals::Poisson, Some(seed)) => format!("poisson (seed {seed})"),
+        (arrivals, _) => arrivals.name().to_owned(),
     }
 }
 
@@ -72,9 +91,19 @@ fn rows(report: &Report) -> String {
         counts.errors(),
         latencies(report.latency_ms.ok.as_ref())
     );
+    let mut more = |name: &str, count: String, summary: Option<&Summary>| {
+        let latencies = latencies(summary);
+        text += &format!("{name:<NAME_COLUMNS$} {:>9} {count:>8} {:>7}{latencies}\n", "", "");
+    };
     if counts.errors() > 0 {
-        let all = latencies(report.latency_ms.all.as_ref());
-        text += &format!("{:<NAME_COLUMNS$} {:>9} {:>8} {:>7}{all}\n", "  with errors", "", "", "");
+        more("  with errors", String::new(), report.latency_ms.all.as_ref());
+    }
+    if let Some(open) = &report.open {
+        more("  from sending", String::new(), report.service_ms.as_ref());
+        more("  send lag", String::new(), open.send_lag_ms.as_ref());
+        if let Some(queued) = &open.queued_ms {
+            more("  queued", queued.count.to_string(), Some(queued));
+        }
     }
     text
 }
@@ -102,7 +131,7 @@ fn errors(reports: &[Report]) -> String {
         if report.stale_keepalive > 0 {
             let _ = writeln!(
                 text,
-                "{name:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  not an error: sent again on a new connection",
+                "{name:<NAME_COLUMNS$} {:<22}{:<7}{:>8}  not an error: sent on a new connection",
                 "stale_keepalive", "server", report.stale_keepalive
             );
         }
@@ -147,6 +176,12 @@ fn verdicts(reports: &[Report]) -> String {
             words += &format!(": {}", report.reasons.join("; "));
         }
         text += &wrap(&name, &words);
+    }
+    if reports.iter().flat_map(|report| &report.backends).any(|line| line.emulated) {
+        text += &wrap(
+            "",
+            "Backends are emulated: they hold requests as long as an instance of their type would.",
+        );
     }
     if reports.iter().any(|report| report.client.same_machine) {
         text += &wrap("", "The load came from the machine that it measured, and took CPU time from it.");

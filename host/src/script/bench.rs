@@ -44,7 +44,7 @@ fn measure(run: &Run, url: &str, options: &bench::Options) -> Result<Report, Err
     // An address that is no lab's has backends that nobody here can name.
     let known = run.wait(run.lab.last_seen()).unwrap_or_default();
     report.name_backends(|id| {
-        known.iter().find(|instance| instance.id == id).map(|instance| instance.name.clone())
+        known.iter().find(|instance| instance.id == id).map(|it| (it.name.clone(), it.emulated))
     });
     Ok(report)
 }

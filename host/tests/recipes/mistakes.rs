@@ -210,6 +210,11 @@ fn wrong_command_line_is_refused() {
         (&["recipes/bench.rhai", "--requests", "many"], 2, "not a whole number"),
         (&["recipes/stop.rhai", "-confirm"], 2, "did you mean --confirm?"),
         (&["recipes/stop.rhai", "confirm"], 2, "one argument too many"),
+        (
+            &["recipes/bench.rhai", "127.0.0.1:1", "--rate", "5", "--mode", "closed"],
+            2,
+            "--rate needs --mode open",
+        ),
         (&["recipes/bench.rhai", "127.0.0.1:1"], 5, "127.0.0.1:1/status"),
         (&["recipes/bench.rhai", "127.0.0.1:1", "--clusters", "a"], 5, "answered no request well"),
         (&["recipes/bench.rhai", "127.77"], 2, "is no balancer's address"),

@@ -58,6 +58,7 @@ fn benchmark(lab: &Lab, address: &str) {
     for (mode, options) in [
         ("burst", &["--requests", "50"][..]),
         ("closed", &["--mode", "closed", "--connections", "4", "--duration", "300ms"]),
+        ("open", &["--rate", "200", "--duration", "300ms"]),
     ] {
         // By the lab's own balancer, by address, and by URL.
         for place in [&[][..], &[address], &[lab.url("").as_str()]] {
@@ -110,7 +111,8 @@ fn stop(lab: &Lab) {
     lab.assert_serves("cluster1");
     lab.stop().expect(0).expect_says("removed");
     lab.assert_nothing_left();
-    let results = ["bench-burst.csv", "bench-burst.json", "bench-closed.csv", "bench-closed.json"];
+    let files = |mode| [".csv", ".json"].map(|end| format!("bench-{mode}{end}"));
+    let results = ["burst", "closed", "open"].map(files).concat();
     assert_eq!(entries(lab), results);
     lab.stop().expect(0).expect_says("nothing to do");
     lab.labhost(&["recipes/stop.rhai"]).expect(0).expect_says("nothing to do");

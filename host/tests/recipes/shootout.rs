@@ -78,6 +78,7 @@ fn shootout_measures_who_is_there_and_leaves_the_lab_as_it_was() {
     for row in rows {
         assert_eq!((row["conns"].as_i64(), row["errors"].as_i64()), (Some(2), Some(0)), "{row}");
         assert!(row["req/s"].as_i64().unwrap() > 0 && row["MB"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["at/s"], rows[0]["at/s"], "latencies are measured at one rate for all");
     }
     assert_as_before(&lab, &ids);
     lab.stop().expect(0);

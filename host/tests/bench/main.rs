@@ -11,14 +11,16 @@ use std::{
     time::Duration,
 };
 
-use labhost::bench::{self, Mode, Options, Report, Verdict};
+use labhost::bench::{self, Arrivals, Mode, Options, Report, Verdict};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    sync::{Barrier, Semaphore, mpsc},
+    sync::{Barrier, RwLock, Semaphore, mpsc},
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
+
+mod open;
 
 /// No run here takes more than a second on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -132,6 +134,12 @@ fn closed(connections: u64, requests: u64) -> Options {
     Options { mode: Mode::Closed, connections, requests, ..Options::default() }
 }
 
+/// So many requests, evenly spaced within a few milliseconds.
+fn open(requests: u64) -> Options {
+    let arrivals = Some(Arrivals::Constant);
+    Options { mode: Mode::Open, rate: Some(2000.0), arrivals, requests: Some(requests), ..Options::default() }
+}
+
 fn span(text: &str) -> labhost::units::Span {
     text.parse().unwrap()
 }
@@ -147,7 +155,14 @@ async fn run(url: &str, options: &Options) -> Report {
     assert_eq!(count(report.latency_ms.all), counts.scheduled - counts.unsent);
     let answers = counts.ok + counts.http_error;
     assert_eq!(report.status.values().sum::<u64>(), answers);
+    assert!(report.status_latency_ms.keys().eq(report.status.keys()));
     assert_eq!(report.backends.iter().map(|line| line.count).sum::<u64>(), answers);
+    assert_eq!(count(report.service_ms), counts.ok);
+    if let Some(open) = report.open {
+        // Each request was late by the generator's fault, be it by nothing; some of them had to wait besides.
+        assert_eq!(count(open.send_lag_ms), counts.scheduled - counts.unsent);
+        assert!(count(open.queued_ms) <= counts.scheduled && open.connections <= report.spec.connections);
+    }
     report
 }
 
@@ -228,7 +243,7 @@ fn a_low_hard_limit_is_named_before_anything_is_sent() {
 
 #[tokio::test]
 async fn no_sample_is_shorter_than_the_service_time() {
-    for options in [burst(5), closed(3, 15)] {
+    for options in [burst(5), closed(3, 15), open(8)] {
         let report = run(&Server::fifo(10).url(), &options).await;
         let ok = report.latency_ms.ok.unwrap();
         assert!(ok.min >= 10.0, "{ok:?}");
@@ -258,7 +273,7 @@ async fn a_closed_loop_is_bound_by_its_connections() {
 async fn statuses_that_are_not_2xx_are_http_errors() {
     for (status, kind) in [(302, "status_3xx"), (404, "status_4xx"), (503, "status_5xx")] {
         let server = Server::answering(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nno"));
-        for options in [burst(5), closed(2, 5)] {
+        for options in [burst(5), closed(2, 5), open(5)] {
             let report = check_fault(&server, kind, options).await;
             assert_eq!((report.counts.http_error, report.status[&status]), (5, 5));
             assert_eq!((report.requests_per_second, report.backends[0].errors), (0.0, 5));
@@ -280,7 +295,7 @@ async fn broken_answers_have_their_kinds() {
     ];
     for (bytes, kind) in cases {
         let server = Server::closing_after(bytes);
-        for options in [burst(5), closed(2, 5)] {
+        for options in [burst(5), closed(2, 5), open(5)] {
             let report = check_fault(&server, kind, options).await;
             assert_eq!(report.counts.transport_error, 5, "{bytes:?}");
         }
@@ -322,7 +337,7 @@ async fn a_refused_connection_has_its_kind() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://{}/", socket.local_addr().unwrap());
-    for options in [burst(5), closed(2, 6)] {
+    for options in [burst(5), closed(2, 6), open(5)] {
         let report = run(&url, &options).await;
         assert_eq!(report.errors[0].kind, "connect_refused");
         assert_eq!(report.counts.transport_error, options.requests.unwrap());
@@ -346,11 +361,11 @@ async fn a_timeout_is_a_sample_at_its_age() {
     let silent = Server::start(|_, mut stream| async move { while read_request(&mut stream).await {} });
     let stuck = Server::answering("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello");
     for (server, kind) in [(silent, "ttfb_timeout"), (stuck, "total_timeout")] {
-        for options in [burst(5), closed(2, 5)] {
+        for options in [burst(5), closed(2, 5), open(5)] {
             let options = Options { timeout: span("50ms"), ..options };
             let report = check_fault(&server, kind, options).await;
             assert_eq!(report.counts.timeout, 5);
-            assert!(report.latency_ms.all.unwrap().min >= 50.0);
+            assert!(report.latency_ms.all.unwrap().min >= 50.0 && report.errors[0].latency_ms.p50 >= 50.0);
             assert!(report.latency_ms.ok.is_none());
         }
     }
@@ -539,7 +554,7 @@ async fn a_cancelled_run_leaves_no_connection() {
             let _ = ended.send(());
         }
     });
-    for options in [burst(200), closed(200, 1_000_000)] {
+    for options in [burst(200), closed(200, 1_000_000), open(200)] {
         let url = server.url();
         let all_held = async {
             for _ in 0..200 {
@@ -559,8 +574,8 @@ async fn a_cancelled_run_leaves_no_connection() {
     }
 }
 
-/// A good burst with a name that is awkward to print, one that fails, and a closed loop.
-async fn three_reports() -> Vec<Report> {
+/// A good burst with a name that is awkward to print, one that fails, a closed and an open loop.
+async fn four_reports() -> Vec<Report> {
     let good = Server::answering("HTTP/1.1 200 OK\r\nX-Instance-Id: a,\"b\"\r\nContent-Length: 0\r\n\r\n");
     let bad = Server::closing_after("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort");
     let named = |name: &str, options| Options { name: Some(name.to_owned()), ..options };
@@ -569,17 +584,18 @@ async fn three_reports() -> Vec<Report> {
         run(&good.url(), &named(awkward, burst(20))).await,
         run(&bad.url(), &named("bad", burst(20))).await,
         run(&good.url(), &named("loop", closed(2, 40))).await,
+        run(&good.url(), &named("rate", open(40))).await,
     ]
 }
 
 #[tokio::test]
 async fn a_table_is_plain_and_fits_100_columns() {
-    let table = bench::table(&three_reports().await);
+    let table = bench::table(&four_reports().await);
     assert!(table.lines().all(|line| line.len() <= 100 && line.trim_end() == line), "{table}");
     assert!(table.chars().all(|c| c == '\n' || c == ' ' || c.is_ascii_graphic()), "{table}");
-    for word in
-        ["p99", "eof_in_body", "100.0 %", "transient", "too_short", "failed", "burst:", "closed loop:"]
-    {
+    let words =
+        ["p99", "eof_in_body", "100.0 %", "transient", "too_short", "failed", "burst:", "closed loop:"];
+    for word in words.into_iter().chain(["open loop: 2000 requests/s", "from sending", "send lag"]) {
         assert!(table.contains(word), "{word} is missing in\n{table}");
     }
     assert_eq!(bench::table(&[]), "");
@@ -606,7 +622,7 @@ fn fields(line: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn saved_files_hold_the_reports() {
-    let reports = three_reports().await;
+    let reports = four_reports().await;
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path().join("artifacts");
     bench::save(&reports[..1], &dir, "x-1").unwrap();
@@ -622,10 +638,13 @@ async fn saved_files_hold_the_reports() {
     let text = std::fs::read_to_string(csv).unwrap();
     let rows: Vec<_> = text.lines().map(fields).collect();
     assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{text}");
-    // A header, three targets, and a backend of each good one.
-    assert_eq!(rows.len(), 1 + 3 + 2, "{text}");
+    // A header, four targets, and a backend of each good one.
+    assert_eq!(rows.len(), 1 + 4 + 3, "{text}");
     assert_eq!(rows[1][1], reports[0].name);
     assert_eq!((rows[2][0].as_str(), rows[2][5].as_str()), ("backend", "a,\"b\""));
+    let of_open = |column: &str| rows[6][rows[0].iter().position(|name| name == column).unwrap()].clone();
+    assert_eq!((of_open("mode").as_str(), of_open("offered_per_second").as_str()), ("open", "2000"));
+    assert!(!of_open("service_p99_ms").is_empty() && !of_open("send_lag_p99_ms").is_empty(), "{text}");
 }
 
 #[tokio::test]
@@ -640,18 +659,22 @@ async fn a_name_cannot_leave_the_directory() {
 
 #[tokio::test]
 async fn comparison_states_ratios_to_the_first() {
-    let mut reports = three_reports().await;
+    let mut reports = four_reports().await;
     let mut twice = reports[0].clone();
     twice.requests_per_second *= 2.0;
     twice.latency_ms.ok.as_mut().unwrap().p99 *= 3.0;
     reports.push(twice);
     let comparison = bench::compare(&reports);
-    assert_eq!((&comparison.baseline, comparison.pairs.len()), (&reports[0].name, 3));
-    let last = &comparison.pairs[2];
+    assert_eq!((&comparison.baseline, comparison.pairs.len()), (&reports[0].name, 4));
+    let last = &comparison.pairs[3];
     assert_eq!((last.requests_per_second, last.p50, last.p99), (Some(2.0), Some(1.0), Some(3.0)));
     assert!(last.words.contains("2.00 times the requests per second"), "{}", last.words);
     assert_eq!(comparison.pairs[0].p99, None);
     assert!(comparison.pairs[1].words.contains("not asked in the same way"));
+    assert!(comparison.pairs[0].words.contains("the result of bad is failed"));
+    // What an open loop reaches is what was asked for.
+    let words = &bench::compare(&[reports[3].clone(), reports[3].clone()]).pairs[0].words;
+    assert!(words.contains("1.00 times the p99") && !words.contains("requests per second"), "{words}");
     assert!(bench::compare(&[]).pairs.is_empty());
 }
 
