@@ -20,7 +20,7 @@ const RIGHT_MIN: f64 = 40.0;
 const LABEL_STEP: f64 = 16.0;
 /// Colours of lines that are no marks; more lines begin again.
 pub const COLOURS: usize = 6;
-/// Points further apart than this each get a dot.
+/// The points of a line get dots when they are further apart than this.
 const DOT_DISTANCE: f64 = 18.0;
 
 options_map! {
@@ -162,8 +162,8 @@ fn shades(text: &mut String, spans: &[Shade], x: &Axis) {
              <text class=\"note\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             (to - from).max(0.0),
             HEIGHT - BOTTOM - TOP,
-            from + 6.0,
-            HEIGHT - BOTTOM - 8.0,
+            from,
+            TOP - 7.0,
             escaped(&span.label)
         );
     }
@@ -209,6 +209,7 @@ fn draw<'a>(text: &mut String, line: &'a Series, class: &str, x: &Axis, y: &Axis
     let (mut last, mut left_at) = (None::<(f64, f64)>, None);
     let mut dots = String::new();
     let mut before_gap = true;
+    let has_dots = DOT_DISTANCE * line.points.len() as f64 <= x.to - x.from;
     for &(value, height) in &line.points {
         let Some(height) = height.filter(|height| height.is_finite()) else {
             before_gap = true;
@@ -228,7 +229,7 @@ fn draw<'a>(text: &mut String, line: &'a Series, class: &str, x: &Axis, y: &Axis
             } else {
                 let _ = write!(path, "{command}{:.1} {:.1}", at.0, at.1);
             }
-            if last.is_none_or(|last| at.0 - last.0 > DOT_DISTANCE) {
+            if has_dots {
                 let title = escaped(&format!("{}: {} at {}", line.name, shown(height), shown(value)));
                 let _ = write!(
                     dots,

@@ -39,6 +39,9 @@ options_map! {
     }
 }
 
+/// More decimals than this are noise in a figure of the simulator.
+const DECIMALS_MAX: usize = 3;
+
 /// Blue is for the first line that is no mark; the others were chosen to differ also in lightness.
 const STYLE: &str = "\
 :root{color-scheme:light dark;--back:#fff;--ink:#1c1c1e;--quiet:#6b6b70;--grid:#e9e9ec;--base:#b9b9bf;--shade:#f4f1ea;
@@ -137,7 +140,8 @@ fn table(text: &mut String, section: &Section) {
     for row in &section.rows {
         text.push_str("\n<tr>");
         for column in &section.columns {
-            let value = row.get(column).map_or_else(String::new, shown);
+            let value =
+                row.get(column).map_or_else(String::new, |value| shown(value, decimals(section, column)));
             let _ = write!(text, "<td{}>{}", class(column), escaped(&value));
         }
     }
@@ -148,11 +152,25 @@ fn is_figure(value: &Value) -> bool {
     value.is_number() || value.is_null()
 }
 
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "–".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+/// As many decimals as the number with the most has in this column, up to [`DECIMALS_MAX`].
+fn decimals(section: &Section, column: &str) -> usize {
+    let of = |value: &Value| match value {
+        Value::Number(number) => number.to_string().split_once('.').map_or(0, |(_, digits)| match digits {
+            "0" => 0,
+            digits => digits.len(),
+        }),
+        _ => 0,
+    };
+    let most = section.rows.iter().filter_map(|row| row.get(column)).map(of).max();
+    most.unwrap_or(0).min(DECIMALS_MAX)
+}
+
+fn shown(value: &Value, decimals: usize) -> String {
+    match (value, value.as_f64()) {
+        (Value::Null, _) => "–".to_owned(),
+        (Value::String(text), _) => text.clone(),
+        (_, Some(number)) => format!("{number:.decimals$}"),
+        (other, None) => other.to_string(),
     }
 }
 
