@@ -1,6 +1,6 @@
 //! The admin socket: what only the balancer's own user may ask.
 //!
-//! A unix socket of mode 0600. `GET /status` and `GET /metrics` as on the public address,
+//! A unix socket of mode 0600. `GET /status` and `GET /metrics` as on the public address, `GET /decisions`,
 //! `POST /clusters/NAME/backends/ID/drain` or `/readmit`, and `POST /handover` for a successor. One request per connection, one connection at a time: it
 //! is for an operator, not for load.
 
@@ -14,11 +14,15 @@ use std::time::Duration;
 
 use crate::control::StartError;
 use crate::site::{Member, Shared};
-use crate::{handover, log, status};
+use crate::{clock, config, handover, log, status};
 
 /// Whoever connects must be done within this, or others wait for it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const HEAD_BYTES_MAX: usize = 8 << 10;
+/// Others may be served first, each for up to twice [`TIMEOUT`].
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Beyond what the status of thousands of backends takes.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// The open socket. Its file is removed on drop, unless a successor has put its own there.
 pub(crate) struct Admin {
@@ -69,6 +73,42 @@ impl Drop for Admin {
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+/// Why a running balancer's admin socket gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    #[error("ask the balancer at {path}: nobody answers there; is it running, with this configuration?")]
+    Unreached { path: PathBuf, source: io::Error },
+    #[error(
+        "ask the balancer at {path} for {target}: it says `{answer}`; there are /status, /metrics and /decisions"
+    )]
+    Refused { path: PathBuf, target: String, answer: String },
+}
+
+/// What the balancer that runs with this configuration answers on its admin socket to `GET target`.
+pub fn ask(config: &Path, target: &str) -> Result<String, AskError> {
+    let path = config::Config::read(config)?.admin;
+    let answer =
+        exchange(&path, target).map_err(|source| AskError::Unreached { path: path.clone(), source })?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    if head.starts_with("HTTP/1.1 200 ") {
+        return Ok(body.to_owned());
+    }
+    let answer = head.lines().next().unwrap_or("").to_owned();
+    Err(AskError::Refused { path, target: target.to_owned(), answer })
+}
+
+fn exchange(path: &Path, target: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(Place::of(path)?.path())?;
+    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+    stream.set_write_timeout(Some(ASK_TIMEOUT))?;
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: balancer\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// A way to a socket's path that fits in an address, which holds 107 bytes; labs lie in deep folders.
@@ -163,7 +203,11 @@ fn read_head(stream: &mut UnixStream) -> io::Result<String> {
 
 fn respond(method: &str, path: &str, shared: &Arc<Shared>) -> (&'static str, &'static str, String) {
     match (method, path) {
-        ("GET", "/status") => ("200 OK", status::JSON, status::json(shared)),
+        ("GET", "/status") => {
+            let render = |report: Option<&_>| status::json(shared, report);
+            ("200 OK", status::JSON, shared.insight.beliefs(shared.uptime(clock::now()), render))
+        }
+        ("GET", "/decisions") => ("200 OK", status::JSON, status::decisions(shared)),
         ("GET", "/metrics") => ("200 OK", status::METRICS, status::metrics(shared)),
         ("POST", _) => match act(path, shared) {
             Some(done) => ("200 OK", status::JSON, format!("{{\"done\":\"{done}\"}}\n")),

@@ -17,8 +17,10 @@ mod driver;
 mod error;
 mod handover;
 pub mod http;
+mod insight;
 mod listen;
 mod notify;
+mod page;
 mod pool;
 mod probe;
 mod proxy;
@@ -33,6 +35,7 @@ mod successor;
 mod thread;
 mod watch;
 
+pub use admin::{AskError, ask};
 pub use control::{Options, StartError, run};
 pub use driver::DriverChoice;
 pub use handover::HandoverError;

@@ -1,11 +1,12 @@
 //! Arguments, then the balancer, then an exit code.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use balancer::config::Config;
-use balancer::{DriverChoice, Options, StartError};
+use balancer::{AskError, DriverChoice, Options, StartError};
 use clap::Parser;
 
 /// An HTTP/1.1 load balancer: requests for /NAME/... go to the cluster NAME of the configuration.
@@ -22,6 +23,10 @@ struct Arguments {
     /// Only check the configuration.
     #[arg(long)]
     check: bool,
+    /// Print what the balancer that runs with this configuration says at PATH of its admin socket: /status,
+    /// /metrics, or /decisions, the last 64 choices with the costs compared.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["check", "replace"])]
+    ask: Option<String>,
     /// What to run on.
     #[arg(long, value_enum, default_value_t)]
     driver: DriverChoice,
@@ -33,6 +38,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(path) = &arguments.ask {
+        return ask(&arguments.config, path);
+    }
     let result = if arguments.check {
         Config::read(&arguments.config).map(drop).map_err(StartError::from)
     } else {
@@ -48,6 +56,20 @@ fn main() -> ExitCode {
             report(&error);
             // As everywhere: 2 is for what the caller can put right in the arguments or the configuration.
             ExitCode::from(if matches!(error, StartError::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn ask(config: &Path, path: &str) -> ExitCode {
+    match balancer::ask(config, path) {
+        Ok(answer) => {
+            // Whoever reads may have seen enough and closed the pipe.
+            let _ = std::io::stdout().write_all(answer.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            report(&error);
+            ExitCode::from(if matches!(error, AskError::Unreached { .. }) { 1 } else { 2 })
         }
     }
 }

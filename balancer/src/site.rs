@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use select::{Backend, Cluster, Health, Limits, Queue, View};
 
@@ -13,6 +13,7 @@ use crate::bell::Bell;
 use crate::clock;
 use crate::config::{CATCH_ALL, ClusterConfig, Config};
 use crate::driver::Driver;
+use crate::insight::Insight;
 use crate::listen::Listeners;
 use crate::pool::Pool;
 use crate::proxy::Waiting;
@@ -116,6 +117,7 @@ pub(crate) struct Shared {
     /// Where clients connect; known once the port is.
     pub(crate) listen: SocketAddr,
     pub(crate) totals: Totals,
+    pub(crate) insight: Insight,
     /// Set once: stop accepting, close each connection after its next answer.
     draining: AtomicBool,
     /// Set once, before `draining`: a successor accepts.
@@ -141,6 +143,7 @@ impl Shared {
             started,
             listen,
             totals: Totals::default(),
+            insight: Insight::new(config.threads),
             draining: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             listeners: Mutex::new(Some(listeners)),
@@ -159,6 +162,10 @@ impl Shared {
 
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Acquire)
+    }
+
+    pub(crate) fn uptime(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -1,30 +1,34 @@
-//! What the balancer says about itself: JSON for `jq`, a page for people, text for Prometheus.
+//! What the balancer says about itself: JSON for `jq`, text for Prometheus.
 
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use select::Belief;
 use serde_json::{Map, Value, json};
 
 use crate::clock;
-use crate::config::CATCH_ALL;
+use crate::insight::{self, Report, Told};
 use crate::site::{Generation, Member, Shared, lock};
 use crate::stats::{CLASSES, Totals};
 
 pub(crate) const JSON: &str = "application/json";
-pub(crate) const HTML: &str = "text/html; charset=utf-8";
 /// The exposition format of Prometheus.
 pub(crate) const METRICS: &str = "text/plain; version=0.0.4";
 
-/// `/status`.
-pub(crate) fn json(shared: &Arc<Shared>) -> String {
+/// `/status`, with what the pickers of one thread believe.
+pub(crate) fn json(shared: &Arc<Shared>, report: Option<&Report>) -> String {
     let now = clock::now();
     let generation = shared.generation();
     let leaving = shared.leaving();
     let mut clusters = Map::new();
-    for shard in &generation.clusters {
+    for (index, shard) in generation.clusters.iter().enumerate() {
         let mut cluster = cluster_json(&shard.members, now);
+        for (position, backend) in cluster["backends"].as_array_mut().into_iter().flatten().enumerate() {
+            let beliefs = report.map_or(&[][..], |report| report.beliefs(&generation, index, position));
+            backend["believes"] = beliefs_json(beliefs);
+        }
         cluster["queue"] = json!(shard.queue.len());
         clusters.insert(shard.config.name.clone(), cluster);
     }
@@ -46,7 +50,7 @@ pub(crate) fn json(shared: &Arc<Shared>) -> String {
         "drivers": lock(&shared.drivers).iter().map(ToString::to_string).collect::<Vec<_>>(),
         "policy": generation.config.policy.name(),
         "threads": lock(&shared.drivers).len(),
-        "uptime_s": uptime(shared, now).as_secs(),
+        "uptime_s": shared.uptime(now).as_secs(),
         "draining": shared.is_draining(),
         "generation": generation.number,
         "connections": totals.connections.load(Relaxed),
@@ -86,16 +90,63 @@ fn backend_json(member: &Member, cluster_requests: u64, now: Instant) -> Value {
     })
 }
 
-fn milliseconds(member: &Member, quantile: f64) -> Option<f64> {
+/// Each number under its name and unit: `latency_per_request_ms`.
+fn beliefs_json(beliefs: &[Belief]) -> Value {
+    let entry = |belief: &Belief| (key_of(belief), json!(significant(belief.value)));
+    Value::Object(beliefs.iter().map(entry).collect())
+}
+
+/// `name_unit`, or the name alone of a number without a unit.
+pub(crate) fn key_of(belief: &Belief) -> String {
+    if belief.unit.is_empty() { belief.name.to_owned() } else { format!("{}_{}", belief.name, belief.unit) }
+}
+
+/// To four significant digits: more are noise in an average.
+pub(crate) fn significant(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return 0.0;
+    }
+    let scale = 10f64.powf(3.0 - value.abs().log10().floor());
+    (value * scale).round() / scale
+}
+
+/// The last choices of all threads with the costs compared, the newest first: `/decisions` on the admin socket.
+pub(crate) fn decisions(shared: &Shared) -> String {
+    let told = shared.insight.decisions(shared.uptime(clock::now()));
+    let uptime = shared.uptime(clock::now());
+    let list: Vec<Value> = told.iter().map(|told| decision_json(told, uptime)).collect();
+    let answer = json!({
+        "policy": shared.generation().config.policy.name(),
+        "recorded_for_s": insight::RECORDED.as_secs(),
+        "decisions": list,
+    });
+    format!("{answer:#}\n")
+}
+
+fn decision_json(told: &Told, uptime: Duration) -> Value {
+    let shard = &told.generation.clusters[told.cluster];
+    let id = |backend: u32| shard.members.get(backend as usize).map(|member| member.backend.id());
+    let decision = &told.decision;
+    let compared = decision.compared().iter().map(
+        |one| json!({ "id": id(one.backend), "in_flight": one.in_flight, "cost": one.cost.map(significant) }),
+    );
+    json!({
+        "age_ms": rounded(uptime.as_secs_f64() * 1e3 - decision.at_ns as f64 / 1e6),
+        "thread": told.thread,
+        "cluster": shard.config.name,
+        "chosen": id(decision.chosen),
+        "why": decision.why.name(),
+        "candidates": decision.candidates,
+        "compared": compared.collect::<Vec<_>>(),
+    })
+}
+
+pub(crate) fn milliseconds(member: &Member, quantile: f64) -> Option<f64> {
     member.stats.latency(quantile).map(|latency| latency.as_micros() as f64 / 1000.0)
 }
 
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
-}
-
-fn uptime(shared: &Shared, now: Instant) -> Duration {
-    now.saturating_duration_since(shared.started)
 }
 
 /// The driver's name, or `mixed` if threads ended up on different ones.
@@ -103,27 +154,6 @@ fn driver_name(shared: &Shared) -> &'static str {
     let drivers = lock(&shared.drivers);
     let Some(first) = drivers.first() else { return "none" };
     if drivers.iter().all(|driver| driver.name() == first.name()) { first.name() } else { "mixed" }
-}
-
-/// `/`: the clusters, with links.
-pub(crate) fn html(shared: &Arc<Shared>) -> String {
-    let now = clock::now();
-    let mut page = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>balancer</title>\n<h1>balancer</h1>\n<ul>\n",
-    );
-    for shard in &shared.generation().clusters {
-        let up =
-            shard.members.iter().filter(|member| member.backend.health(now) == select::Health::Up).count();
-        let (name, count) = (&shard.config.name, shard.members.len());
-        // Names are checked to be path segments without special characters. Writing to a string cannot fail.
-        let _ = if name == CATCH_ALL {
-            writeln!(page, "<li>all other paths: {up} of {count} backends up</li>")
-        } else {
-            writeln!(page, "<li><a href=\"/{name}\">{name}</a>: {up} of {count} backends up</li>")
-        };
-    }
-    page.push_str("</ul>\n<p><a href=\"/status\">status</a> <a href=\"/metrics\">metrics</a></p></html>\n");
-    page
 }
 
 type Reading = fn(&Member, Instant) -> f64;
@@ -165,7 +195,7 @@ pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
     let mut text = String::new();
     let totals = &shared.totals;
     let plain: [(&str, &str, &str, f64); 8] = [
-        ("balancer_uptime_seconds", "gauge", "Time since the start.", uptime(shared, now).as_secs_f64()),
+        ("balancer_uptime_seconds", "gauge", "Time since the start.", shared.uptime(now).as_secs_f64()),
         (
             "balancer_connections",
             "gauge",

@@ -144,11 +144,13 @@ impl Thread {
         }
     }
 
-    /// Work that is due ten times a second: deadlines, idle connections.
+    /// Work that is due ten times a second: deadlines, idle connections, readers of what is believed.
     pub(crate) fn tick(&self, now: Instant) {
         self.publish_counts();
         self.watch.sweep(now);
-        self.site().sweep(self.watch.now_ms(), now);
+        let site = self.site();
+        site.sweep(self.watch.now_ms(), now);
+        self.shared.insight.tick(self.seed as usize, &site, self.shared.uptime(now), now);
     }
 
     /// A place for one more streamed body; `None` when too many are under way.

@@ -22,6 +22,7 @@ pub mod provider;
 pub mod recipe;
 pub mod runner;
 pub mod script;
+pub mod sim;
 pub mod ssh;
 pub mod status;
 pub mod ui;

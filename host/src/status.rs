@@ -107,7 +107,18 @@ async fn balancer_status(instances: &[Instance], ui: &Ui) {
                 clusters.iter().flat_map(|(name, cluster)| backends(instances, name, cluster)).collect();
             ui.table(
                 &rows,
-                &["backend", "cluster", "state", "in_flight", "requests", "errors"].map(str::to_owned),
+                &[
+                    "backend",
+                    "cluster",
+                    "state",
+                    "in_flight",
+                    "requests",
+                    "errors",
+                    "p50 ms",
+                    "p99 ms",
+                    "estimate ms",
+                ]
+                .map(str::to_owned),
             );
         }
         Err(error) => ui.warn(&format!("the balancer does not answer: {error}")),
@@ -123,6 +134,8 @@ fn backends(instances: &[Instance], cluster: &str, status: &Value) -> Vec<Value>
             json!({
                 "backend": name, "cluster": cluster, "state": backend["state"], "in_flight": backend["in_flight"],
                 "requests": backend["requests"], "errors": backend["errors"],
+                "p50 ms": backend["latency_ms"]["p50"], "p99 ms": backend["latency_ms"]["p99"],
+                "estimate ms": backend["estimate_ms"],
             })
         })
         .collect()

@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Health};
+use crate::decision::{Belief, Compared, Decision, Decisions, Why};
 use crate::policy::{Policy, PolicyKind, Sample};
 use crate::random::Random;
 use crate::sync::Mutex;
@@ -183,6 +184,8 @@ pub struct Cluster {
     /// That of all backends.
     epoch: Option<Instant>,
     latest_ns: u64,
+    /// There while choices are recorded.
+    decisions: Option<Box<Decisions>>,
 }
 
 impl Cluster {
@@ -199,7 +202,16 @@ impl Cluster {
         let sample = policy.sample(count).filter(|wanted| wanted * SAMPLED_ABOVE < count);
         let candidates = Vec::with_capacity(count);
         let epoch = view.backends.first().map(|backend| backend.epoch());
-        Self { view, policy, random: Random::new(!seed), sample, candidates, epoch, latest_ns: 0 }
+        Self {
+            view,
+            policy,
+            random: Random::new(!seed),
+            sample,
+            candidates,
+            epoch,
+            latest_ns: 0,
+            decisions: None,
+        }
     }
 
     #[must_use]
@@ -227,23 +239,35 @@ impl Cluster {
         let now_ns = self.advance(nanoseconds(epoch, now));
         if let Some(backend) = self.policy.explore(&self.view, now_ns)
             && self.may_take(backend, tried, now_ns)
-            && let Some(in_flight_before) = self.enter(backend, now_ns)
         {
-            return Some(Ticket { backend, in_flight_before, picked_ns: now_ns, answered_ns: None, epoch });
+            let note = self.note(backend, Why::Explored, now_ns);
+            if let Some(in_flight_before) = self.enter(backend, now_ns) {
+                self.remember(note);
+                return Some(Ticket {
+                    backend,
+                    in_flight_before,
+                    picked_ns: now_ns,
+                    answered_ns: None,
+                    epoch,
+                });
+            }
         }
         let panics = self.gather(tried, now_ns);
+        let why = if panics { Why::Panic } else { Why::Compared };
         loop {
             let backend = match self.candidates.as_slice() {
                 [] => return None,
                 [only] => *only as usize,
                 several => self.policy.choose(&self.view, several, now_ns),
             };
+            let note = self.note(backend, why, now_ns);
             let entered = if panics {
                 Some(self.view.backends[backend].enter(now_ns))
             } else {
                 self.enter(backend, now_ns)
             };
             if let Some(in_flight_before) = entered {
+                self.remember(note);
                 return Some(Ticket {
                     backend,
                     in_flight_before,
@@ -302,6 +326,59 @@ impl Cluster {
                     self.view.eject(backend, now_ns);
                 }
             }
+        }
+    }
+
+    /// Begins or ends to remember choices, the last [`crate::DECISIONS_MAX`] of them. While it does, each choice also
+    /// computes the costs that it has compared; when it does not, a choice costs one look at a flag. Beginning takes
+    /// the memory for all.
+    pub fn set_recording(&mut self, on: bool) {
+        if on != self.decisions.is_some() {
+            self.decisions = on.then(|| Box::new(Decisions::new()));
+        }
+    }
+
+    /// The choices remembered, the oldest first.
+    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().flat_map(|decisions| decisions.iter())
+    }
+
+    /// What this picker's policy believes of the backend at this position, with its `cost` last, number by number.
+    pub fn believes(&self, backend: usize, now: Instant, tell: &mut dyn FnMut(Belief)) {
+        let Some(epoch) = self.epoch else { return };
+        let now_ns = self.latest_ns.max(nanoseconds(epoch, now));
+        self.policy.believes(&self.view, backend, now_ns, tell);
+        if let Some(cost) = self.policy.cost(&self.view, backend, now_ns) {
+            tell(Belief::new("cost", "", cost));
+        }
+    }
+
+    /// What `chosen` was compared with, while choices are recorded. Taken before the request is counted on it.
+    fn note(&self, chosen: usize, why: Why, now_ns: u64) -> Option<Decision> {
+        if self.decisions.is_some() { Some(self.compare(chosen, why, now_ns)) } else { None }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn compare(&self, chosen: usize, why: Why, now_ns: u64) -> Decision {
+        let alone = [chosen as u32];
+        let (why, compared) = match (why, self.candidates.as_slice()) {
+            (Why::Explored, _) | (Why::Panic, [_]) => (why, &alone[..]),
+            (_, [_]) => (Why::Only, &alone[..]),
+            (_, candidates) => (why, self.policy.compared(candidates)),
+        };
+        let mut decision = Decision::new(now_ns, chosen as u32, why);
+        for &backend in compared {
+            let cost = self.policy.cost(&self.view, backend as usize, now_ns);
+            let in_flight = self.view.backends[backend as usize].in_flight();
+            decision.add(Compared { backend, in_flight, cost });
+        }
+        decision
+    }
+
+    fn remember(&mut self, note: Option<Decision>) {
+        if let (Some(decision), Some(decisions)) = (note, &mut self.decisions) {
+            decisions.add(decision);
         }
     }
 

@@ -155,11 +155,16 @@ impl Averages {
 
     /// What failures make likely, in the unit of [`price`]; forgiven with time.
     pub(crate) fn failure_price(&self, now_ns: u64) -> f64 {
+        self.failing_at(now_ns) * price(FAILURE_NS)
+    }
+
+    /// Share of recent requests that failed, less what time has forgiven.
+    pub(crate) fn failing_at(&self, now_ns: u64) -> f64 {
         let failing = load(&self.failing);
         if failing <= 0.0 {
             return 0.0;
         }
-        failing * (-(self.age_ns(now_ns) as f64) / FORGIVE_NS).exp() * price(FAILURE_NS)
+        failing * (-(self.age_ns(now_ns) as f64) / FORGIVE_NS).exp()
     }
 
     /// A request was sent to the idle backend.

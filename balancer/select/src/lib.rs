@@ -10,6 +10,7 @@
 
 mod backend;
 mod cluster;
+mod decision;
 mod estimate;
 mod policy;
 mod queue;
@@ -20,6 +21,7 @@ mod sync;
 
 pub use backend::{Backend, Health};
 pub use cluster::{Cluster, Ejection, Limits, Outcome, Ticket, View};
+pub use decision::{Belief, COMPARED_MAX, Compared, DECISIONS_MAX, Decision, Why};
 pub use estimate::Estimate;
 pub use policy::{Policy, PolicyKind, Sample, UnknownPolicy};
 pub use queue::Queue;

@@ -58,6 +58,17 @@ fn stalled_backend_answers_nobody_until_it_goes_on() {
 }
 
 #[test]
+fn delay_comes_after_the_work_and_keeps_no_slot() {
+    let mut scenario = calm(1);
+    scenario.changes =
+        vec![change(45 * MS, 0, What::Delay(15 * MS)), change(85 * MS, 0, What::Delay(Duration::ZERO))];
+    let run = run(&scenario, &ROUND_ROBIN, 1);
+    let latencies = latencies_ms(&run.records);
+    // Those of 50 to 80 ms: later by 15 ms, although the next one comes after 10.
+    assert_eq!(latencies[3..9], [1.0, 16.0, 16.0, 16.0, 16.0, 1.0]);
+}
+
+#[test]
 fn failing_backend_fails_its_share_in_a_fraction_of_the_time() {
     let mut scenario = calm(2);
     scenario.ejection.failures_in_row = 0;

@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use crate::buffer::Buffer;
 use crate::http::{self, Body, Refusal, Request};
+use crate::insight::Report;
 use crate::site::Site;
-use crate::status;
 use crate::thread::Thread;
+use crate::{clock, page, status};
 
 use super::answer::Answer;
 
@@ -86,6 +87,9 @@ pub(crate) fn plan(
     Ok(Some((meta, Plan::Forward(job), head_bytes)))
 }
 
+/// A page of the balancer's own: its content type and its text.
+type Page = fn(&Thread, &dyn Fn() -> Report) -> (&'static str, String);
+
 /// The cluster that a request is for, or the answer of the balancer's own.
 fn own_answer(request: &Request<'_, '_>, thread: &Thread, site: &Site) -> Result<usize, Answer> {
     if request.is_asterisk {
@@ -94,10 +98,12 @@ fn own_answer(request: &Request<'_, '_>, thread: &Thread, site: &Site) -> Result
     let generation = &site.generation;
     let segment = request.first_segment();
     let query = memchr::memchr(b'?', request.path).unwrap_or(request.path.len());
-    let page = match &request.path[..query] {
-        b"/status" => || (status::JSON, status::json as fn(&_) -> _),
-        b"/metrics" => || (status::METRICS, status::metrics as fn(&_) -> _),
-        b"/" | b"" if generation.catch_all.is_none() => || (status::HTML, status::html as fn(&_) -> _),
+    let page: Page = match &request.path[..query] {
+        b"/status" => |thread, report| (status::JSON, status::json(&thread.shared, Some(&report()))),
+        b"/metrics" => |thread, _| (status::METRICS, status::metrics(&thread.shared)),
+        b"/" | b"" if generation.catch_all.is_none() => {
+            |thread, report| (page::HTML, page::html(&thread.shared, &report()))
+        }
         _ => {
             return generation.route(segment).ok_or_else(|| {
                 let names = generation.clusters.iter().map(|cluster| cluster.config.name.as_str());
@@ -108,6 +114,6 @@ fn own_answer(request: &Request<'_, '_>, thread: &Thread, site: &Site) -> Result
     if !matches!(request.method, b"GET" | b"HEAD") {
         return Err(Answer::error(405));
     }
-    let (content_type, render) = page();
-    Err(Answer::ok(content_type, render(&thread.shared)))
+    let (content_type, text) = page(thread, &|| Report::of(site, clock::now()));
+    Err(Answer::ok(content_type, text))
 }

@@ -10,12 +10,19 @@ use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin
 use serde_json::{Value, json};
 
 use super::{Host, Run, fleet, options, run};
-use crate::{Error, Kind, error::Context as _, http, options::Options, options_map, provider::Instance};
+use crate::{
+    Error, Kind, error::Context as _, http, options::Options, options_map, provider::Instance, ssh::Command,
+};
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
 
 /// How long a balancer may take to show its status.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
+
+/// The balancer where recipes/run.rhai puts it, asking the one that runs there.
+const ASK_DECISIONS: &str = "./balancer --config balancer.json --ask /decisions";
+/// It answers within half a second, once others have been served.
+const DECISIONS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The most header fields that may_minihttp reads; with more it closes the connection without an answer.
 const WORKER_FIELDS_MAX: u16 = 16;
@@ -248,6 +255,18 @@ async fn status_at(address: SocketAddr) -> Result<Value, Error> {
     serde_json::from_slice(&body).context(Kind::Host, || format!("GET http://{address}/status"))
 }
 
+/// Asked on the host, over SSH: decisions are told on the balancer's admin socket alone.
+async fn decisions_of(run: &Run, host: &Host) -> Result<Value, Error> {
+    let what = || format!("the last choices of the balancer on {}", host.0.name);
+    let session = run.sessions.get(&host.0).await?;
+    let command = Command { check: true, ..Command::new(ASK_DECISIONS).timeout(DECISIONS_WITHIN) };
+    let output = session.run(&command).await.map_err(|error| {
+        error.with_hint("Is it the lab's balancer, as recipes/run.rhai deploys it? Run that again to bring it up to date.")
+    })?;
+    let mut answer: Value = serde_json::from_slice(&output.stdout).context(Kind::Host, what)?;
+    Ok(answer["decisions"].take())
+}
+
 /// The load balancer.
 #[export_module]
 mod functions {
@@ -291,6 +310,23 @@ mod functions {
         let run = run(&context)?;
         let authority = authority(&run, place)?;
         rhai::serde::to_dynamic(run.wait(status_of_authority(&authority))?)
+    }
+
+    /// The last 64 choices of the balancer on `host` with the costs compared, the newest first: `#{ age_ms, thread,
+    /// cluster, chosen, why, candidates, compared }`, where `compared` has `#{ id, in_flight, cost }` of each candidate.
+    /// The first call begins to record them, for ten seconds.
+    #[rhai_fn(return_raw)]
+    pub fn decisions(context: NativeCallContext, host: Host) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        rhai::serde::to_dynamic(run.wait(decisions_of(&run, &host))?)
+    }
+
+    /// The last 64 choices of this lab's own balancer.
+    #[rhai_fn(name = "decisions", return_raw)]
+    pub fn own_decisions(context: NativeCallContext) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        let host = Host::from(own_balancer(&run)?);
+        rhai::serde::to_dynamic(run.wait(decisions_of(&run, &host))?)
     }
 
     /// The URL of `path` at a balancer: `place` is an address, address:port or URL as printed by run.rhai. Without a

@@ -29,6 +29,7 @@ mod host;
 pub mod options;
 mod service;
 mod sessions;
+mod sim;
 mod state;
 mod ui;
 mod usage;
@@ -187,6 +188,7 @@ pub fn register(engine: &mut Engine) {
     build::register(engine);
     balancer::register(engine);
     bench::register(engine);
+    sim::register(engine);
     state::register(engine);
     cli::register(engine);
     ui::register(engine);
@@ -200,6 +202,7 @@ pub fn known_options() -> options::Known {
     host::known_options(&mut known);
     balancer::known_options(&mut known);
     bench::known_options(&mut known);
+    sim::known_options(&mut known);
     known
 }
 

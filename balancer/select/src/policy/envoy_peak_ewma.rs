@@ -3,6 +3,7 @@
 use super::two_choices::draw_two;
 use super::{Policy, Sample};
 use crate::cluster::View;
+use crate::decision::Belief;
 use crate::random::Random;
 
 /// Defaults of its configuration: decay, aggregation, time and penalty of an unknown host, samples kept.
@@ -21,6 +22,8 @@ pub(crate) struct EnvoyPeakEwma {
     random: Random,
     hosts: Vec<Host>,
     aggregated_ns: u64,
+    /// The two that were compared last.
+    drawn: [u32; 2],
 }
 
 #[derive(Debug, Clone, Default)]
@@ -58,7 +61,7 @@ impl Host {
 impl EnvoyPeakEwma {
     #[must_use]
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed), hosts: Vec::new(), aggregated_ns: 0 }
+        Self { random: Random::new(seed), hosts: Vec::new(), aggregated_ns: 0, drawn: [0; 2] }
     }
 
     /// Envoy has a timer; here the first choice after it is due does its work, as at that time.
@@ -80,6 +83,7 @@ impl Policy for EnvoyPeakEwma {
         self.hosts.resize(view.backends().len(), Host::default());
         self.aggregate(now_ns);
         let (first, second) = draw_two(candidates, &mut self.random);
+        self.drawn = [first as u32, second as u32];
         let cost_of =
             |index: usize| cost(self.hosts[index].rtt_ms, f64::from(view.backends()[index].in_flight()));
         let (cost_first, cost_second) = (cost_of(first), cost_of(second));
@@ -93,6 +97,21 @@ impl Policy for EnvoyPeakEwma {
             && host.samples.len() < SAMPLES_MAX
         {
             host.samples.push((rtt_ms, now_ns));
+        }
+    }
+
+    fn compared<'a>(&'a self, _candidates: &'a [u32]) -> &'a [u32] {
+        &self.drawn
+    }
+
+    fn cost(&self, view: &View, backend: usize, _now_ns: u64) -> Option<f64> {
+        let host = self.hosts.get(backend)?;
+        Some(cost(host.rtt_ms, view.backends()[backend].in_flight().into()))
+    }
+
+    fn believes(&self, _view: &View, backend: usize, _now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        if let Some(host) = self.hosts.get(backend) {
+            tell(Belief::new("peak_ewma", "ms", host.rtt_ms));
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::Policy;
 use crate::backend::Backend;
 use crate::cluster::View;
+use crate::decision::Belief;
 use crate::estimate::{STALE_NS, price};
 use crate::random::Random;
 
@@ -158,5 +159,21 @@ impl Policy for ExpectedLatency {
             *chosen = self.choices;
         }
         best as usize
+    }
+
+    fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
+        Some(self.cost(&view.backends()[backend], now_ns).0)
+    }
+
+    fn believes(&self, view: &View, backend: usize, now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        let backend = &view.backends()[backend];
+        let averages = backend.averages();
+        let latency_ns = averages.latency_per_request_ns();
+        if latency_ns > 0.0 {
+            tell(Belief::new("latency_per_request", "ms", latency_ns / 1e6));
+        }
+        let silence = if backend.in_flight() > 0 { averages.silence(now_ns).max(1.0) } else { 1.0 };
+        tell(Belief::new("silence_factor", "", silence));
+        tell(Belief::new("failing_share", "", averages.failing_at(now_ns)));
     }
 }

@@ -36,4 +36,8 @@ impl Policy for LeastOutstanding {
         }
         best as usize
     }
+
+    fn cost(&self, view: &View, backend: usize, _now_ns: u64) -> Option<f64> {
+        Some(view.backends()[backend].in_flight().into())
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::{Policy, Sample};
 use crate::cluster::View;
+use crate::decision::Belief;
 
 /// Response times are rounded up to the next multiple, "to allow round-robin for peers with close response times".
 const CLUSTER_MS: u64 = 20;
@@ -87,6 +88,17 @@ impl Policy for LeastTime {
     fn finished(&mut self, sample: &Sample, _now_ns: u64) {
         if let (false, Some(peer)) = (sample.failed, self.peers.get_mut(sample.backend)) {
             peer.learn(sample.latency_ns / 1_000_000);
+        }
+    }
+
+    fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
+        let peer = self.peers.get(backend)?;
+        Some(peer.eta(view.backends()[backend].in_flight(), now_ns / 1_000_000_000) as f64)
+    }
+
+    fn believes(&self, _view: &View, backend: usize, _now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        if let Some(peer) = self.peers.get(backend) {
+            tell(Belief::new("response_time", "ms", peer.response_time_ms as f64));
         }
     }
 }

@@ -24,6 +24,7 @@ pub(crate) use round_robin::RoundRobin;
 pub(crate) use two_choices::{TwoChoices, TwoChoicesPeakEwma};
 
 use crate::cluster::View;
+use crate::decision::Belief;
 
 /// A request that has ended, but not one that was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,23 @@ pub trait Policy: Send {
     /// Hears of a request of this thread that has ended, chosen by it or not: a single candidate is not asked about.
     fn finished(&mut self, sample: &Sample, now_ns: u64) {
         let _ = (sample, now_ns);
+    }
+
+    /// Which of `candidates` the latest choice among them compared; all, unless the policy draws some.
+    fn compared<'a>(&'a self, candidates: &'a [u32]) -> &'a [u32] {
+        candidates
+    }
+
+    /// What one more request on `backend` costs, the smallest being preferred; `None` for a policy that has no such
+    /// number. For reports: it changes nothing.
+    fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
+        let _ = (view, backend, now_ns);
+        None
+    }
+
+    /// Tells what else it holds about `backend`, number by number. For reports: it changes nothing.
+    fn believes(&self, view: &View, backend: usize, now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        let _ = (view, backend, now_ns, tell);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Policy, Sample};
 use crate::cluster::View;
+use crate::decision::Belief;
 use crate::random::Random;
 
 /// Latencies remembered per backend and class of load; their median is the estimate.
@@ -56,11 +57,13 @@ pub(crate) struct HotLine {
     seen: Vec<u32>,
     oldest: usize,
     sorted: Vec<u32>,
+    /// What [`Self::above`] said last.
+    latest: u32,
 }
 
 impl HotLine {
     pub(crate) fn new(quantile: f64) -> Self {
-        Self { quantile, seen: Vec::new(), oldest: 0, sorted: Vec::new() }
+        Self { quantile, seen: Vec::new(), oldest: 0, sorted: Vec::new(), latest: u32::MAX }
     }
 
     pub(crate) fn see(&mut self, in_flight: u32) {
@@ -79,7 +82,8 @@ impl HotLine {
         self.sorted.clear();
         self.sorted.extend_from_slice(&self.seen);
         let rank = (self.quantile * self.sorted.len() as f64).ceil() as usize;
-        *self.sorted.select_nth_unstable(rank.saturating_sub(1)).1
+        self.latest = *self.sorted.select_nth_unstable(rank.saturating_sub(1)).1;
+        self.latest
     }
 }
 
@@ -150,6 +154,18 @@ impl Policy for Prequal {
         if let (false, Some(latencies)) = (sample.failed, self.latencies.get_mut(sample.backend)) {
             latencies.learn(sample.in_flight_before, sample.latency_ns as f64);
         }
+    }
+
+    /// The latency, which orders the cold ones; hot ones are ordered by what they have in flight.
+    fn cost(&self, view: &View, backend: usize, _now_ns: u64) -> Option<f64> {
+        Some(self.latencies.get(backend)?.latency_ns(view.backends()[backend].in_flight()))
+    }
+
+    fn believes(&self, view: &View, backend: usize, _now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        let Some(latencies) = self.latencies.get(backend) else { return };
+        let in_flight = view.backends()[backend].in_flight();
+        tell(Belief::new("latency_at_this_load", "ms", latencies.latency_ns(in_flight) / 1e6));
+        tell(Belief::new("hot", "", f64::from(u8::from(in_flight > self.hot.latest))));
     }
 }
 

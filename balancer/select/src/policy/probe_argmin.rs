@@ -2,6 +2,7 @@
 
 use super::Policy;
 use crate::cluster::View;
+use crate::decision::Belief;
 
 /// Takes the candidate with the smallest average of active probes' latency ([`crate::Backend::probed`]) and ignores
 /// what is in flight: between two probes one backend gets everything. The first one wins a tie, and a backend that
@@ -14,5 +15,13 @@ impl Policy for ProbeArgmin {
         let latency = |index: u32| view.backends()[index as usize].probe_latency_ns();
         let best = candidates.iter().copied().min_by(|&a, &b| latency(a).total_cmp(&latency(b)));
         best.unwrap_or(candidates[0]) as usize
+    }
+
+    fn cost(&self, view: &View, backend: usize, _now_ns: u64) -> Option<f64> {
+        Some(view.backends()[backend].probe_latency_ns())
+    }
+
+    fn believes(&self, view: &View, backend: usize, _now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        tell(Belief::new("probe_latency", "ms", view.backends()[backend].probe_latency_ns() / 1e6));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Policy, Sample};
 use crate::cluster::View;
+use crate::decision::Belief;
 use crate::random::Random;
 
 /// Two different candidates, evenly at random (Mitzenmacher, 2001: the power of two choices).
@@ -16,12 +17,14 @@ pub(super) fn draw_two(candidates: &[u32], random: &mut Random) -> (usize, usize
 #[derive(Debug)]
 pub(crate) struct TwoChoices {
     random: Random,
+    /// The two that were compared last.
+    drawn: [u32; 2],
 }
 
 impl TwoChoices {
     #[must_use]
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed) }
+        Self { random: Random::new(seed), drawn: [0; 2] }
     }
 }
 
@@ -32,8 +35,17 @@ impl Policy for TwoChoices {
 
     fn choose(&mut self, view: &View, candidates: &[u32], _now_ns: u64) -> usize {
         let (first, second) = draw_two(candidates, &mut self.random);
+        self.drawn = [first as u32, second as u32];
         let in_flight = |index: usize| view.backends()[index].in_flight();
         if in_flight(first) <= in_flight(second) { first } else { second }
+    }
+
+    fn compared<'a>(&'a self, _candidates: &'a [u32]) -> &'a [u32] {
+        &self.drawn
+    }
+
+    fn cost(&self, view: &View, backend: usize, _now_ns: u64) -> Option<f64> {
+        Some(view.backends()[backend].in_flight().into())
     }
 }
 
@@ -51,6 +63,8 @@ const UNKNOWN_NS: f64 = 30e6;
 pub(crate) struct TwoChoicesPeakEwma {
     random: Random,
     estimates: Vec<PeakEwma>,
+    /// The two that were compared last.
+    drawn: [u32; 2],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +99,7 @@ impl PeakEwma {
 impl TwoChoicesPeakEwma {
     #[must_use]
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed), estimates: Vec::new() }
+        Self { random: Random::new(seed), estimates: Vec::new(), drawn: [0; 2] }
     }
 
     fn load(&mut self, view: &View, index: usize, now_ns: u64) -> f64 {
@@ -101,12 +115,28 @@ impl Policy for TwoChoicesPeakEwma {
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
         self.estimates.resize(view.backends().len(), PeakEwma::new(now_ns));
         let (first, second) = draw_two(candidates, &mut self.random);
+        self.drawn = [first as u32, second as u32];
         if self.load(view, first, now_ns) <= self.load(view, second, now_ns) { first } else { second }
     }
 
     fn finished(&mut self, sample: &Sample, now_ns: u64) {
         if let Some(estimate) = self.estimates.get_mut(sample.backend) {
             estimate.update(sample.latency_ns as f64, now_ns);
+        }
+    }
+
+    fn compared<'a>(&'a self, _candidates: &'a [u32]) -> &'a [u32] {
+        &self.drawn
+    }
+
+    fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
+        let mut copy = *self.estimates.get(backend)?;
+        Some(copy.load(view.backends()[backend].in_flight(), now_ns))
+    }
+
+    fn believes(&self, _view: &View, backend: usize, now_ns: u64, tell: &mut dyn FnMut(Belief)) {
+        if let Some(&(mut copy)) = self.estimates.get(backend) {
+            tell(Belief::new("peak_ewma", "ms", copy.update(0.0, now_ns) / 1e6));
         }
     }
 }

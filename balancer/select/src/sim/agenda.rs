@@ -15,6 +15,8 @@ pub(super) enum Event {
     Send { client: u32 },
     /// An attempt that reached no backend is over.
     Unreached { job: u32 },
+    /// An answer comes from a backend that delays its answers.
+    Answered { job: u32 },
     /// A probe of this backend is sent.
     Probe { backend: usize },
     /// A probe is given up, unless it was answered.

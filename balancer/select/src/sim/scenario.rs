@@ -50,6 +50,8 @@ pub enum What {
     Speed(f64),
     /// From now on this share of new requests fails after this fraction of its work.
     Fail { share: f64, work: f64 },
+    /// From now on every answer comes so much later, without work.
+    Delay(Duration),
     /// Connection attempts get no answer; what was sent before gets none either.
     BlackHole,
     /// Loses all requests and refuses connections.

@@ -63,14 +63,21 @@ struct Job {
 struct Door {
     fails_share: f64,
     fails_work: f64,
+    delay_ns: u64,
     black_hole: bool,
     refuses: bool,
     /// Probes in a row that said the same, positive when good.
     probes_in_row: i64,
 }
 
-const OPEN_DOOR: Door =
-    Door { fails_share: 0.0, fails_work: 1.0, black_hole: false, refuses: false, probes_in_row: 0 };
+const OPEN_DOOR: Door = Door {
+    fails_share: 0.0,
+    fails_work: 1.0,
+    delay_ns: 0,
+    black_hole: false,
+    refuses: false,
+    probes_in_row: 0,
+};
 
 /// Runs `scenario` once under `contender`. The same arguments give the same result, on every machine.
 #[must_use]
@@ -211,6 +218,7 @@ impl<'a> World<'a> {
             Event::Change(index) => self.change(index),
             Event::Send { client } => self.send(client),
             Event::Unreached { job } => self.ended(job, true),
+            Event::Answered { job } => self.ended(job, false),
             Event::Probe { backend } => self.send_probe(backend),
             Event::ProbeOver { job, number } => self.probe_over(job, number),
             Event::Hear { thread, news } => self.front.hear(thread, news, self.now_ns),
@@ -222,7 +230,10 @@ impl<'a> World<'a> {
         if let Some(job) = self.machines[backend].take_ended(self.now_ns) {
             self.next.set(backend, self.machines[backend].next_ns());
             self.report(job, backend);
-            self.ended(job, false);
+            match self.doors[backend].delay_ns {
+                0 => self.ended(job, false),
+                delay_ns => self.agenda.add(self.now_ns + delay_ns, Event::Answered { job }),
+            }
             self.serve_waiting();
         } else {
             self.next.set(backend, self.machines[backend].next_ns());

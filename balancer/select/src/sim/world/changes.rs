@@ -14,6 +14,7 @@ impl World<'_> {
             What::Fail { share, work } => {
                 (self.doors[backend].fails_share, self.doors[backend].fails_work) = (share, work);
             }
+            What::Delay(delay) => self.doors[backend].delay_ns = delay.as_nanos() as u64,
             What::BlackHole => {
                 self.doors[backend].black_hole = true;
                 self.machines[backend].set_speed(0.0, now_ns);

@@ -1,0 +1,15 @@
+//! The policy simulator on a topology of the user's own: options in, rows out, and a page that shows them.
+//!
+//! [`options`] is what a recipe may write, [`study`] plays it on all cores, [`chart`] and [`page`] draw. All of it is
+//! pure apart from the threads. The simulation itself is `select::sim`, which drives the code that the balancer
+//! runs.
+//!
+//! It does not measure anything: what a real balancer costs, and what a network takes, is not in its figures.
+
+pub mod chart;
+mod options;
+pub mod page;
+mod study;
+
+pub use options::{Backend, Event, Options, Work};
+pub use study::{OverTime, Row, Study};
