@@ -178,6 +178,10 @@ fn serve(stream: TcpStream, shared: &Shared) {
         }
         request.before = connection.served;
         connection.served += 1;
+        // Accepted before the stop, but not among the connections that it closed.
+        if shared.stopped.load(SeqCst) {
+            break;
+        }
         if !shared.raw_bodies {
             request.body = connection.read_body(&request);
         }
