@@ -22,7 +22,7 @@ const SIZES: [usize; 6] = [2, 4, 8, 64, 256, 1000];
 
 fn view(size: usize, start: Instant) -> Arc<View> {
     let backends = (0..size).map(|n| Arc::new(Backend::new(&format!("i-{n}"), start))).collect();
-    let limits = Limits { deadline: Duration::from_secs(30), in_flight_max: u32::MAX };
+    let limits = Limits { deadline: Duration::from_secs(30), learns: true, in_flight_max: u32::MAX };
     Arc::new(View::new(backends, Ejection::default()).limited(limits))
 }
 

@@ -1,9 +1,9 @@
 //! An HTTP/1.1 load balancer on io_uring that chooses a backend by expected latency.
 //!
 //! A request crosses six names: `serve` -> `http::Request` -> `Cluster::pick` -> `Pool::checkout` ->
-//! `exchange` -> `Cluster::finish`. Each thread has a runtime, a listener, a pool and a picker of its own; threads
-//! share counters and the state of backends through atomics, and the configuration through an `Arc` that a reload
-//! replaces.
+//! `exchange` -> `Cluster::finish`; where no backend has room for it, it waits in its cluster's queue between the
+//! second and the third. Each thread has a runtime, a listener, a pool and a picker of its own; threads share counters,
+//! queues and the state of backends, and the configuration through an `Arc` that a reload replaces.
 //!
 //! It does not speak TLS or HTTP/2, does not resolve names, does not cache, and does not compress.
 

@@ -106,7 +106,12 @@ fn shard(config: &Config, cluster: &ClusterConfig, kept: &[Arc<Member>], epoch: 
     };
     let members: Vec<_> = cluster.backends.iter().map(|b| member(&b.id, b.address)).collect();
     let backends = members.iter().map(|member| Arc::clone(&member.backend)).collect();
-    let limits = Limits { deadline: config.timeouts.deadline, in_flight_max: cluster.in_flight_max };
+    let timeouts = &config.timeouts;
+    let limits = Limits {
+        deadline: timeouts.deadline.unwrap_or(timeouts.response),
+        learns: timeouts.deadline.is_some(),
+        in_flight_max: cluster.in_flight_max,
+    };
     let view = Arc::new(View::new(backends, cluster.ejection).limited(limits));
     Shard { config: cluster.clone(), view, members, queue: Queue::new(config.limits.queue) }
 }

@@ -262,5 +262,7 @@ on_both_drivers! {
         (0..4).for_each(|_| backend.give());
         assert!(held.iter_mut().all(|client| client.response().status == 200));
         assert_eq!(balancer.status()["overloaded"], 1);
+        balancer.reload(&common::config_over(&[&backend.stub], json!({})));
+        assert_eq!(balancer.backend(0)["limit"], Value::Null, "without a deadline nothing is learnt");
     }
 }

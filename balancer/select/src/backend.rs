@@ -226,10 +226,10 @@ impl Backend {
         self.in_flight.fetch_add(0, AcqRel) < self.limit.load(Relaxed)
     }
 
-    /// Sets what it may have at most, whatever is learnt; takes effect at once if it is less than before.
-    pub(crate) fn set_limit_max(&self, limit_max: u32) {
+    /// Sets what it may have at most. What was learnt is kept where it is less, if it is still to be `learnt`.
+    pub(crate) fn set_limit_max(&self, limit_max: u32, learnt: bool) {
         let before = self.limit_max.swap(limit_max, Relaxed);
-        if self.limit.load(Relaxed) >= before.min(limit_max) {
+        if !learnt || self.limit.load(Relaxed) >= before.min(limit_max) {
             self.limit.store(limit_max, Relaxed);
         }
     }

@@ -101,8 +101,11 @@ const WAITED: u32 = 2;
 /// How many requests a cluster's backends may have at once. Applies to every policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// An answer after this is of no use. Each backend may have what it answers long before.
+    /// An answer after this is of no use, so that no request waits for long.
     pub deadline: Duration,
+    /// Whether each backend may have only what it is found to answer long before the deadline. Where some requests are
+    /// long by nature and others are not, what is found is too little.
+    pub learns: bool,
     /// What one backend may have at most, whatever is learnt of it.
     pub in_flight_max: u32,
 }
@@ -113,7 +116,7 @@ pub struct View {
     backends: Vec<Arc<Backend>>,
     ejection: Ejection,
     deadline: Option<Duration>,
-    /// What a backend has may take it this long, if there is a deadline.
+    /// What a backend has may take it this long, where limits are learnt.
     window_ns: Option<f64>,
     /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
     ejecting: Mutex<()>,
@@ -130,9 +133,9 @@ impl View {
     /// gone.
     #[must_use]
     pub fn limited(mut self, limits: Limits) -> Self {
-        self.backends.iter().for_each(|backend| backend.set_limit_max(limits.in_flight_max));
+        self.backends.iter().for_each(|backend| backend.set_limit_max(limits.in_flight_max, limits.learns));
         self.deadline = Some(limits.deadline);
-        self.window_ns = Some((limits.deadline / WORKING).as_nanos() as f64);
+        self.window_ns = limits.learns.then(|| (limits.deadline / WORKING).as_nanos() as f64);
         self
     }
 

@@ -5,8 +5,11 @@
 //! (random state, position, the latest time seen) lives in its picker. [`Cluster::pick`] counts a request in
 //! flight at the moment of the decision; [`Cluster::finish`] takes it back and learns from its [`Outcome`].
 //!
+//! A cluster may have [`Limits`]: each backend is then given no more requests than it answers in time, and those for
+//! which none has room wait in a [`Queue`].
+//!
 //! This crate knows no runtime, socket or clock: the time is always an argument, and random numbers come from a
-//! seed given at construction. It does not probe, retry, queue or time out; the balancer does.
+//! seed given at construction. It does not probe, retry, wake who waits or time out; the balancer does.
 
 mod backend;
 mod cluster;

@@ -1,4 +1,6 @@
 //! Requests that wait for a backend with room.
+//!
+//! Nothing here wakes anybody or knows the time.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;

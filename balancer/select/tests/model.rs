@@ -106,7 +106,7 @@ fn backend_on_trial_gets_one_request_of_two_threads() {
 fn whoever_finds_no_room_and_waits_is_told_of_the_room_that_comes() {
     loom::model(|| {
         let start = Instant::now();
-        let limits = Limits { deadline: Duration::from_secs(1), in_flight_max: 1 };
+        let limits = Limits { deadline: Duration::from_secs(1), learns: true, in_flight_max: 1 };
         let view =
             Arc::new(Arc::into_inner(view(1, Ejection::default(), start)).expect("new").limited(limits));
         let queue = Arc::new(Queue::new(1));

@@ -163,7 +163,7 @@ fn no_backend_gets_more_than_its_limit_and_none_is_left_out_below_it() {
             let size = [1, 3, 8, 40][random.below(4)];
             let backends = (0..size).map(|n| Arc::new(Backend::new(&format!("i-{n}"), now))).collect();
             // An eighth of the deadline is less than the answers below take, so that limits are learnt.
-            let limits = Limits { deadline: Duration::from_millis(40), in_flight_max: 9 };
+            let limits = Limits { deadline: Duration::from_millis(40), learns: true, in_flight_max: 9 };
             let view = Arc::new(View::new(backends, Ejection::default()).limited(limits));
             let mut cluster = Cluster::new(Arc::clone(&view), policy, seed);
             let limit = |backend: &Backend| backend.limit().expect("limited");

@@ -41,7 +41,8 @@ pub struct ClusterConfig {
     pub probe: Probe,
     /// `ejection`: `failures_in_row` (0 never ejects), `time_ms`, `time_max_ms`, `ejected_percent_max`.
     pub ejection: Ejection,
-    /// `in_flight_max`: requests that one backend has at once; by default as many as it is found to answer in time.
+    /// `in_flight_max`: requests that one backend has at once; by default without a bound, or
+    /// as many as it is found to answer in time (see `deadline_ms`).
     pub in_flight_max: u32,
     /// `fields_not_forwarded` (names, prefixes such as `sec-*`, or `"browser"`), `fields_max`, `x_forwarded_for`
     /// (`append`, `replace`, `off`), `x_forwarded_proto`, `via`.

@@ -55,9 +55,11 @@ pub struct Timeouts {
     pub response: Duration,
     /// `body_idle_ms`: without progress in a body, in either direction.
     pub body_idle: Duration,
-    /// `deadline_ms`: an answer after this is of no use; by default `response_ms`. It ends no request that a backend
-    /// has: backends are not given more than they answer long before, and what would wait too long is refused.
-    pub deadline: Duration,
+    /// `deadline_ms`: an answer after this is of no use. Backends then get no more requests at once than they are found
+    /// to answer long before, and what would wait too long is refused; what a backend has is not ended. By default
+    /// nothing is learnt and requests wait as if it were `response_ms`. Not for clusters some of whose requests are
+    /// long by nature, such as long polls among quick ones.
+    pub deadline: Option<Duration>,
     /// `keepalive_ms`: an idle client connection.
     pub keepalive: Duration,
     /// `drain_ms`: from SIGTERM to the end, whatever is still open.
@@ -110,7 +112,7 @@ impl Timeouts {
             connect: object.duration("connect_ms", seconds(2))?,
             head: object.duration("head_ms", seconds(10))?,
             response,
-            deadline: object.duration("deadline_ms", response)?,
+            deadline: object.optional_duration("deadline_ms")?,
             body_idle: object.duration("body_idle_ms", seconds(30))?,
             keepalive: object.duration("keepalive_ms", seconds(60))?,
             drain: object.duration("drain_ms", seconds(5))?,

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+/// A day: longer is a mistake.
+const DURATION_MS_MAX: u64 = 86_400_000;
+
 /// A configuration that cannot be used; the message names the place and what to write there.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -86,8 +89,14 @@ impl Object {
     }
 
     /// A duration in milliseconds, from 1 ms to a day.
+    /// `None` without the key.
+    pub(super) fn optional_duration(&mut self, key: &'static str) -> Result<Option<Duration>, ConfigError> {
+        let milliseconds = self.number(key, 0, 1..=DURATION_MS_MAX)?;
+        Ok((milliseconds > 0).then(|| Duration::from_millis(milliseconds)))
+    }
+
     pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Result<Duration, ConfigError> {
-        let milliseconds = self.number(key, default.as_millis() as u64, 1..=86_400_000)?;
+        let milliseconds = self.number(key, default.as_millis() as u64, 1..=DURATION_MS_MAX)?;
         Ok(Duration::from_millis(milliseconds))
     }
 

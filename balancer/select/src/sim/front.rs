@@ -39,7 +39,9 @@ impl Front {
             let backend = |n: usize| Arc::new(Backend::new(&format!("i-{n}"), epoch));
             let view = View::new((0..scenario.backends.len()).map(backend).collect(), scenario.ejection);
             Arc::new(match scenario.waiting {
-                Some(waiting) => view.limited(Limits { deadline: waiting.deadline, in_flight_max: u32::MAX }),
+                Some(waiting) => {
+                    view.limited(Limits { deadline: waiting.deadline, learns: true, in_flight_max: u32::MAX })
+                }
                 None => view,
             })
         };

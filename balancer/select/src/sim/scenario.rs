@@ -9,7 +9,7 @@ use crate::cluster::Ejection;
 
 /// The live balancer's default for [`Waiting::count_max`].
 const WAITING_MAX: usize = 1024;
-/// The live balancer's default for [`Waiting::deadline`].
+/// A deadline that no healthy cluster comes near: the live balancer's default for answers.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A time long enough to stand for ever in a simulation, short enough to be added to others.
@@ -113,7 +113,7 @@ pub enum Sharing {
 
 impl Scenario {
     /// A minute of `load` on `backends`, the first five seconds of which do not count, and nothing else happens:
-    /// no failures, no deadline but the balancer's default, one thread.
+    /// no failures, no clients that leave, one thread.
     #[must_use]
     pub fn steady(backends: Vec<Spec>, work: Work, load: Load) -> Self {
         Self {
