@@ -7,6 +7,7 @@
 //!
 //! It does not speak TLS or HTTP/2, does not resolve names, does not cache, and does not compress.
 
+mod access;
 mod admin;
 mod buffer;
 mod clock;
@@ -17,6 +18,7 @@ mod error;
 mod handover;
 pub mod http;
 mod listen;
+pub mod log;
 mod notify;
 mod pool;
 mod probe;
@@ -32,12 +34,8 @@ mod successor;
 mod thread;
 mod watch;
 
+pub use access::AccessOptions;
 pub use control::{Options, StartError, run};
 pub use driver::DriverChoice;
 pub use handover::HandoverError;
 pub use listen::ListenError;
-
-/// One line on standard error, where a supervisor keeps it.
-fn log(line: std::fmt::Arguments<'_>) {
-    eprintln!("balancer: {line}");
-}

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use select::{Backend, Cluster, Health, View};
 
+use crate::access::AccessLog;
 use crate::clock;
 use crate::config::{CATCH_ALL, ClusterConfig, Config};
 use crate::driver::Driver;
@@ -109,6 +110,7 @@ pub(crate) struct Shared {
     /// Where clients connect; known once the port is.
     pub(crate) listen: SocketAddr,
     pub(crate) totals: Totals,
+    pub(crate) access: Option<Arc<AccessLog>>,
     /// Set once: stop accepting, close each connection after its next answer.
     draining: AtomicBool,
     /// Set once, before `draining`: a successor accepts.
@@ -128,12 +130,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, listen: SocketAddr, listeners: Listeners) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        listen: SocketAddr,
+        listeners: Listeners,
+        access: Option<AccessLog>,
+    ) -> Self {
         let started = clock::now();
         Self {
             started,
             listen,
             totals: Totals::default(),
+            access: access.map(Arc::new),
             draining: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             listeners: Mutex::new(Some(listeners)),

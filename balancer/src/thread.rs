@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::access::Recorder;
 use crate::buffer::Buffer;
 use crate::retry::RetryBudget;
 use crate::site::{Shared, Site};
@@ -28,6 +29,8 @@ pub(crate) struct Thread {
     pub(crate) clients: Cell<usize>,
     /// Does nothing but take the place of a client that must be told that there is none.
     spare_descriptor: RefCell<Option<OwnedFd>>,
+    /// For the log of requests, if there is one.
+    pub(crate) recorder: Option<Recorder>,
     seed: u64,
     site: RefCell<Rc<Site>>,
     version: Cell<u64>,
@@ -67,6 +70,7 @@ impl Thread {
             retries: RefCell::new(RetryBudget::new(generation.config.threads, 0)),
             clients: Cell::new(0),
             spare_descriptor: RefCell::default(),
+            recorder: shared.access.clone().map(Recorder::new),
             seed,
             version: Cell::new(generation.number),
             site: RefCell::new(Rc::new(Site::new(generation, seed, None))),
@@ -137,6 +141,7 @@ impl Thread {
     /// Work that is due ten times a second: deadlines, idle connections.
     pub(crate) fn tick(&self, now: Instant) {
         self.publish_counts();
+        self.recorder.iter().for_each(Recorder::flush);
         self.watch.sweep(now);
         self.site().sweep(self.watch.now_ms(), now);
     }

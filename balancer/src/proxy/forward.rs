@@ -52,6 +52,10 @@ pub(crate) async fn forward(
             Some(flight) => flight,
             None => return Err(failed(attempts.last.unwrap_or(Error::NoBackend), whole)),
         };
+        if let Some(entry) = &mut client.entry {
+            let (cluster, backend) = flight.names();
+            entry.set_backend(cluster, backend);
+        }
         // Only what can be repeated may find out by failing that its connection was closed.
         let must_live = !(whole && job.is_idempotent);
         let (upstream, reused) = match flight.connect(thread, must_live).await {
