@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::control::StartError;
 use crate::site::{Member, Shared};
-use crate::{clock, config, handover, log, status};
+use crate::{clock, config, handover, status};
 
 /// Whoever connects must be done within this, or others wait for it.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -236,6 +236,6 @@ fn act(path: &str, shared: &Shared) -> Option<&'static str> {
         }
         _ => return None,
     };
-    log(format_args!("admin: {done} {id} of {cluster}"));
+    tracing::info!(cluster, backend = id, action = done, "admin: {done} {id} of {cluster}");
     Some(done)
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::access::{AccessLog, AccessOptions};
 use crate::admin::Admin;
 use crate::config::{Config, ConfigError};
 use crate::driver::{self, Driver, DriverChoice};
@@ -17,7 +18,7 @@ use crate::signals::{Signal, Signals};
 use crate::site::{Shared, lock};
 use crate::successor::Successor;
 use crate::watch::TICK;
-use crate::{clock, log, notify, probe, server};
+use crate::{clock, notify, probe, server};
 
 /// How often the main thread looks whether the others are still there.
 const CHECK: Duration = Duration::from_millis(100);
@@ -59,6 +60,8 @@ pub struct Options {
     /// Take over from the balancer that runs, if one does; the path of its admin socket if it is not that of the
     /// configuration.
     pub replace: Option<Option<PathBuf>>,
+    /// A log of requests.
+    pub access: Option<AccessOptions>,
 }
 
 /// Runs the balancer until SIGTERM, SIGINT or a successor, and drains. SIGHUP reads the configuration again.
@@ -73,7 +76,8 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let admin = Admin::open(&admin_path, predecessor.is_some() && place == Some(&admin_path))?;
     let shares = listeners.shares(thread_count).map_err(set_up("listener"))?;
     let listen = listeners.local_addr().map_err(set_up("listener"))?;
-    let shared = Arc::new(Shared::new(config, listen, listeners));
+    let access = options.access.as_ref().map(AccessLog::open).transpose().map_err(set_up("access log"))?;
+    let shared = Arc::new(Shared::new(config, listen, listeners, access));
     let gate = Arc::new(Barrier::new(thread_count + 1));
     let threads = start_threads(shares, options.driver, &shared, &gate)?;
     start_prober(&shared)?;
@@ -86,7 +90,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let admin = admin.publish(&admin_path, &shared);
     // The predecessor accepts no more, so there is no way back.
     if let (true, Err(error)) = (replaces, &admin) {
-        log(format_args!("going on without it: {}", Chain(error)));
+        tracing::warn!("going on without it: {}", Chain(error));
     }
     let _admin = if replaces { admin.ok() } else { Some(admin?) };
     announce(&shared);
@@ -123,7 +127,16 @@ fn announce(shared: &Shared) {
     let drivers = lock(&shared.drivers);
     let driver = drivers.first().map_or(String::new(), ToString::to_string);
     let policy = shared.generation().config.policy.name();
-    log(format_args!("listening on {}, {} threads, {driver}, policy {policy}", shared.listen, drivers.len()));
+    let (address, threads) = (shared.listen, drivers.len());
+    tracing::info!(
+        %address,
+        threads,
+        driver,
+        policy,
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        "listening on {address}, {threads} threads, {driver}, policy {policy}"
+    );
 }
 
 fn start_threads(
@@ -162,7 +175,7 @@ fn serve(
             let _ = report.send(Ok(driver.clone()));
             gate.wait();
             if let Err(error) = server::run(runtime, &driver, listeners, shared, seed) {
-                log(format_args!("serving thread {seed}: {error}"));
+                tracing::error!(thread = seed, %error, "serving thread {seed}: {error}");
             }
         }
         Err(error) => {
@@ -182,13 +195,18 @@ fn supervise(
     let mut successor = Successor::default();
     loop {
         match signals.next(CHECK) {
-            Some(Signal::Reload) => reload(path, shared),
+            Some(Signal::Reload) => {
+                shared.access.iter().for_each(|log| log.reopen());
+                reload(path, shared);
+            }
             Some(Signal::Replace) => successor.start(&shared.generation().config.admin),
             Some(Signal::Stop) => shared.drain(),
             None => {}
         }
         if shared.is_draining() {
-            return drain(signals, shared, threads);
+            let drained = drain(signals, shared, threads);
+            shared.access.iter().for_each(|log| log.flush());
+            return drained;
         }
         successor.check();
         if threads.iter().any(JoinHandle::is_finished) {
@@ -211,7 +229,7 @@ fn reload(path: &Path, shared: &Shared) {
     let config = match Config::read(path) {
         Ok(config) => config,
         Err(error) => {
-            return log(format_args!("reload refused, the old configuration stays: {}", Chain(&error)));
+            return tracing::warn!("reload refused, the old configuration stays: {}", Chain(&error));
         }
     };
     let old = shared.generation();
@@ -221,19 +239,26 @@ fn reload(path: &Path, shared: &Shared) {
         ("admin", old.config.admin != config.admin),
     ];
     if let Some((key, _)) = fixed.iter().find(|(_, changed)| *changed) {
-        return log(format_args!(
+        return tracing::warn!(
+            key,
             "reload refused, the old configuration stays: `{key}` changes only with a restart"
-        ));
+        );
     }
     shared.replace(config);
     let generation = shared.generation();
-    let backends = generation.members().count();
-    log(format_args!("reloaded: {} clusters, {backends} backends", generation.clusters.len()));
+    let (clusters, backends) = (generation.clusters.len(), generation.members().count());
+    let number = generation.number;
+    tracing::info!(
+        generation = number,
+        clusters,
+        backends,
+        "reloaded: {clusters} clusters, {backends} backends"
+    );
 }
 
 /// Waits until every client is gone or the time for it is over. Another signal to stop does not wait.
 fn drain(signals: &Signals, shared: &Shared, threads: &[JoinHandle<()>]) -> Result<(), StartError> {
-    log(format_args!("draining"));
+    tracing::info!("draining");
     if !shared.is_handed_over() {
         notify::send("STOPPING=1");
     }
@@ -246,7 +271,7 @@ fn drain(signals: &Signals, shared: &Shared, threads: &[JoinHandle<()>]) -> Resu
             }
         }
     }
-    log(format_args!("stopped"));
+    tracing::info!("stopped");
     Ok(())
 }
 
@@ -262,10 +287,12 @@ fn raise_descriptor_limit(config: &Config) {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
     let current = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     if current < needed {
-        log(format_args!(
-            "only {current} descriptors for {} connections; raise `ulimit -n` to {needed}",
-            config.limits.connections
-        ));
+        let connections = config.limits.connections;
+        tracing::warn!(
+            current,
+            needed,
+            "only {current} descriptors for {connections} connections; raise `ulimit -n` to {needed}"
+        );
     }
 }
 

@@ -26,8 +26,8 @@ use rustix::net::{
 
 use crate::admin::Place;
 use crate::listen::Listeners;
+use crate::notify;
 use crate::site::{Drained, Shared, lock};
-use crate::{log, notify};
 
 /// How long one side waits for the other's next word. The admin socket may be busy with somebody for four seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -132,9 +132,10 @@ impl Predecessor {
             text => serde_json::from_slice(text).map_err(|error| error.to_string()),
         };
         read.and_then(parse).unwrap_or_else(|error| {
-            log(format_args!(
+            tracing::warn!(
+                %error,
                 "the predecessor's list of drained backends is lost, drain them again: {error}"
-            ));
+            );
             Vec::new()
         })
     }
@@ -144,8 +145,8 @@ impl Predecessor {
 /// accepting.
 pub(crate) fn give(stream: UnixStream, shared: &Arc<Shared>) {
     match try_give(stream, shared) {
-        Ok(pid) => log(format_args!("handed over to process {pid}")),
-        Err(error) => log(format_args!("not handed over, this process goes on: {error}")),
+        Ok(pid) => tracing::info!(pid, "handed over to process {pid}"),
+        Err(error) => tracing::warn!(%error, "not handed over, this process goes on: {error}"),
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! It does not speak TLS or HTTP/2, does not resolve names, does not cache, and does not compress.
 
+mod access;
 mod admin;
 mod bell;
 mod buffer;
@@ -19,6 +20,7 @@ mod handover;
 pub mod http;
 mod insight;
 mod listen;
+pub mod log;
 mod notify;
 mod page;
 mod pool;
@@ -35,13 +37,9 @@ mod successor;
 mod thread;
 mod watch;
 
+pub use access::AccessOptions;
 pub use admin::{AskError, ask};
 pub use control::{Options, StartError, run};
 pub use driver::DriverChoice;
 pub use handover::HandoverError;
 pub use listen::ListenError;
-
-/// One line on standard error, where a supervisor keeps it.
-fn log(line: std::fmt::Arguments<'_>) {
-    eprintln!("balancer: {line}");
-}

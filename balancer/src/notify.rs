@@ -8,13 +8,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use crate::log;
-
 /// Sends lines such as `READY=1`. Without anybody to tell, nothing happens.
 pub(crate) fn send(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send_to(&socket, state) {
-        log(format_args!("NOTIFY_SOCKET {}: {error}", socket.to_string_lossy()));
+        tracing::warn!(%error, "NOTIFY_SOCKET {}: {error}", socket.to_string_lossy());
     }
 }
 

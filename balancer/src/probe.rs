@@ -18,7 +18,6 @@ use crate::clock;
 use crate::config::Probe;
 use crate::error::is_exhausted;
 use crate::http::{self, HeadLimits};
-use crate::log;
 use crate::site::{Member, Shared};
 
 /// How often the prober looks for a new configuration.
@@ -73,7 +72,10 @@ async fn watch(shared: Arc<Shared>, generation: u64, member: Arc<Member>, probe:
             Err(_) => Some("no answer in time".to_owned()),
         };
         let spent = clock::now().saturating_duration_since(began);
-        if failure.is_none() {
+        if let Some(error) = &failure {
+            let (cluster, backend) = (&member.cluster, member.backend.id());
+            tracing::debug!(cluster, backend, error, "probe of {backend} of {cluster}: {error}");
+        } else {
             member.backend.probed(spent);
         }
         let first = !member.probed.swap(true, Relaxed);
@@ -91,7 +93,17 @@ fn change(member: &Member, up: bool, failure: Option<&str>) {
         let (cluster, id) = (&member.cluster, member.backend.id());
         let state = if up { "up" } else { "down" };
         let why = failure.map_or(String::new(), |failure| format!(": {failure}"));
-        log(format_args!("backend {id} of {cluster} is {state}{why}"));
+        if up {
+            tracing::info!(cluster, backend = id, state, "backend {id} of {cluster} is {state}{why}");
+        } else {
+            tracing::warn!(
+                cluster,
+                backend = id,
+                state,
+                error = failure,
+                "backend {id} of {cluster} is {state}{why}"
+            );
+        }
     }
 }
 

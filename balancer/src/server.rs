@@ -17,6 +17,7 @@ use monoio::net::{TcpListener, TcpStream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::access::Recorder;
 use crate::bell::Bell;
 use crate::driver::{AnyRuntime, Driver};
 use crate::proxy::{self, Client};
@@ -67,6 +68,7 @@ pub(crate) fn run(
             thread.tick(clock::now());
         }
         drain(&thread, &accepting).await;
+        thread.recorder.iter().for_each(Recorder::flush);
         Ok(())
     })
 }

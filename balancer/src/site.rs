@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use select::{Backend, Cluster, Health, Limits, Queue, View};
 
+use crate::access::AccessLog;
 use crate::bell::Bell;
 use crate::clock;
 use crate::config::{CATCH_ALL, ClusterConfig, Config};
@@ -122,6 +123,7 @@ pub(crate) struct Shared {
     /// Where clients connect; known once the port is.
     pub(crate) listen: SocketAddr,
     pub(crate) totals: Totals,
+    pub(crate) access: Option<Arc<AccessLog>>,
     pub(crate) insight: Insight,
     /// Set once: stop accepting, close each connection after its next answer.
     draining: AtomicBool,
@@ -142,12 +144,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, listen: SocketAddr, listeners: Listeners) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        listen: SocketAddr,
+        listeners: Listeners,
+        access: Option<AccessLog>,
+    ) -> Self {
         let started = clock::now();
         Self {
             started,
             listen,
             totals: Totals::default(),
+            access: access.map(Arc::new),
             insight: Insight::new(config.threads),
             draining: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),

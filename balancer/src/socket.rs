@@ -29,6 +29,8 @@ pub(crate) struct Writer {
     timer: Timer,
     stream: Shared,
     way: Traffic,
+    /// Bytes so far.
+    pub(crate) sent: u64,
 }
 
 /// Whose connection it is.
@@ -48,7 +50,7 @@ pub(crate) fn split(stream: TcpStream, watch: &Rc<Watch>, inbound: Buffer, peer:
     let stream = Rc::new(UnsafeCell::new(stream));
     let timer = watch.timer(fd, Shutdown::Read);
     let reader = Reader { timer, stream: Rc::clone(&stream), way: inward, inbound };
-    let writer = Writer { timer: watch.timer(fd, Shutdown::Both), stream, way: outward };
+    let writer = Writer { timer: watch.timer(fd, Shutdown::Both), stream, way: outward, sent: 0 };
     (reader, writer)
 }
 
@@ -143,6 +145,7 @@ impl Writer {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
                 Ok(sent) => {
                     self.timer.watch().count(self.way, sent);
+                    self.sent += sent as u64;
                     buffer.consume(sent);
                 }
                 Err(error) => return (Err(error), buffer),

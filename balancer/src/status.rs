@@ -238,6 +238,12 @@ pub(crate) fn metrics(shared: &Arc<Shared>) -> String {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     }
     write_counts(&mut text, totals);
+    let (name, dropped) =
+        ("balancer_access_log_dropped_total", shared.access.as_ref().map_or(0, |log| log.dropped()));
+    let _ = writeln!(
+        text,
+        "# HELP {name} Lines of the access log that were lost.\n# TYPE {name} counter\n{name} {dropped}"
+    );
     let generation = shared.generation();
     write_queues(&mut text, &generation);
     for metric in &BACKEND_METRICS {

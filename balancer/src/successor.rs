@@ -8,8 +8,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use crate::log;
-
 /// The flag that makes a process a successor.
 const FLAG: &str = "--replace";
 
@@ -21,7 +19,7 @@ impl Successor {
     /// Starts one that takes over from the admin socket at `admin`.
     pub(crate) fn start(&mut self, admin: &Path) {
         if self.0.is_some() {
-            return log(format_args!("a successor is starting already"));
+            return tracing::warn!("a successor is starting already");
         }
         let mut arguments = std::env::args_os();
         let Some(program) = arguments.next() else { return };
@@ -32,13 +30,13 @@ impl Successor {
         command.arg(flag).env_remove("LISTEN_PID").env_remove("LISTEN_FDS");
         match command.spawn() {
             Ok(child) => {
-                log(format_args!("started process {} to take over", child.id()));
+                tracing::info!(pid = child.id(), "started process {} to take over", child.id());
                 self.0 = Some(child);
             }
-            Err(error) => log(format_args!(
-                "start {} to take over: {error}; this process goes on",
-                program.to_string_lossy()
-            )),
+            Err(error) => {
+                let program = program.to_string_lossy();
+                tracing::warn!(%error, "start {program} to take over: {error}; this process goes on");
+            }
         }
     }
 
@@ -47,9 +45,7 @@ impl Successor {
         let Some(child) = &mut self.0 else { return };
         if let Ok(Some(status)) = child.try_wait() {
             self.0 = None;
-            log(format_args!(
-                "the successor ended with {status} and did not take over; this process goes on"
-            ));
+            tracing::warn!("the successor ended with {status} and did not take over; this process goes on");
         }
     }
 }

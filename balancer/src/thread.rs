@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::access::Recorder;
 use crate::bell::Bell;
 use crate::buffer::Buffer;
 use crate::retry::RetryBudget;
@@ -31,6 +32,8 @@ pub(crate) struct Thread {
     pub(crate) clients: Cell<usize>,
     /// Does nothing but take the place of a client that must be told that there is none.
     spare_descriptor: RefCell<Option<OwnedFd>>,
+    /// For the log of requests, if there is one.
+    pub(crate) recorder: Option<Recorder>,
     seed: u64,
     site: RefCell<Rc<Site>>,
     version: Cell<u64>,
@@ -70,6 +73,7 @@ impl Thread {
             retries: RefCell::new(RetryBudget::new(generation.config.threads, 0)),
             clients: Cell::new(0),
             spare_descriptor: RefCell::default(),
+            recorder: shared.access.clone().map(Recorder::new),
             seed,
             version: Cell::new(generation.number),
             site: RefCell::new(Rc::new(Site::new(generation, Arc::clone(&bell), seed, None))),
@@ -147,6 +151,7 @@ impl Thread {
     /// Work that is due ten times a second: deadlines, idle connections, readers of what is believed.
     pub(crate) fn tick(&self, now: Instant) {
         self.publish_counts();
+        self.recorder.iter().for_each(Recorder::flush);
         self.watch.sweep(now);
         let site = self.site();
         site.sweep(self.watch.now_ms(), now);

@@ -96,7 +96,7 @@ fn start_balancer(driver: DriverChoice, backend: SocketAddr, folder: &std::path:
         "clusters": { "app": { "backends": [{ "id": "a", "address": backend.to_string() }] } } });
     let path = folder.join("balancer.json");
     std::fs::write(&path, config.to_string()).expect("written");
-    let options = Options { config: path, driver, replace: None };
+    let options = Options { config: path, driver, replace: None, access: None };
     std::thread::spawn(move || balancer::run(&options).expect("it runs"));
     address
 }

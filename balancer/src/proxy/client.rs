@@ -9,7 +9,8 @@ use monoio::net::TcpStream;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::plan::{Meta, Plan, plan};
-use super::{Then, answer::Answer};
+use super::{Reply, Then, answer::Answer};
+use crate::access::Entry;
 use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::http::Refusal;
@@ -32,6 +33,8 @@ pub(crate) struct Client {
     head_due_ms: u64,
     /// Bytes of that head in which no end was found.
     searched: usize,
+    /// For the log of requests, if there is one.
+    pub(crate) entry: Option<Box<Entry>>,
     _counted: Counted,
 }
 
@@ -48,6 +51,7 @@ impl Client {
             address: address.to_canonical().to_string(),
             head_due_ms: thread.watch.now_ms() + head.as_millis() as u64,
             searched: 0,
+            entry: thread.recorder.as_ref().map(|_| Box::default()),
             _counted: Counted::new(thread),
         }
     }
@@ -81,6 +85,9 @@ impl Client {
         let planned = plan(bytes, self.searched, thread, &mut self.out, &self.address)?;
         self.searched = bytes.len();
         Ok(planned.map(|(meta, plan, head_bytes)| {
+            if let Some(entry) = &mut self.entry {
+                entry.begin(&self.reader.inbound.as_slice()[..head_bytes], self.writer.sent);
+            }
             self.reader.inbound.consume(head_bytes);
             self.searched = 0;
             (meta, plan)
@@ -157,6 +164,14 @@ impl Client {
                 Ok(0) | Err(_) => return,
                 Ok(count) => left = left.saturating_sub(count),
             }
+        }
+    }
+
+    /// Writes the line of a request whose answer is `reply`, of which some may be sent.
+    pub(crate) fn record(&mut self, thread: &Thread, reply: &Reply) {
+        if let (Some(recorder), Some(entry)) = (&thread.recorder, &mut self.entry) {
+            let pending = if let Reply::Send(buffer, _) = reply { buffer.len() as u64 } else { 0 };
+            recorder.record(entry, &self.address, self.writer.sent + pending);
         }
     }
 

@@ -106,7 +106,7 @@ async fn carry(
 ) -> Result<Carried, Error> {
     let timeouts = &expected.config.timeouts;
     let Upstream { reader, writer } = upstream;
-    let Client { reader: client_reader, writer: client_writer, out, .. } = client;
+    let Client { reader: client_reader, writer: client_writer, out, entry, .. } = client;
     let (deadline, client_fd) = (reader.deadline(), client_reader.fd());
     let mut upload = Upload {
         future: pin!(pump(client_reader, writer, &mut body, std::mem::take(out), false, timeouts.body_idle)),
@@ -130,6 +130,9 @@ async fn carry(
         }
     };
     thread.count(Count::Status(head.status));
+    if let Some(entry) = entry {
+        entry.status = Some(head.status);
+    }
     if head.status == 101 {
         let place = thread.stream(expected.config.limits.bodies).ok_or(Error::Busy)?;
         let sending = started_answer(&head, &mut reader.inbound, head_out);
@@ -161,7 +164,11 @@ async fn carry(
     thread.give_buffer(sent);
     let complete = upload.finish(out);
     if let Err(error) = result {
-        flight.finish(outcome_of(&download_error(error)));
+        let error = download_error(error);
+        if let Some(entry) = entry {
+            entry.set_error(&error);
+        }
+        flight.finish(outcome_of(&error));
         return Ok(Carried { reply: Reply::Abort, upstream: Keep::Close, switched: None });
     }
     flight.finish(outcome_of_status(head.status));

@@ -36,6 +36,12 @@ impl<'a> Flight<'a> {
         self.backend
     }
 
+    /// Names of the cluster and the backend.
+    pub(crate) fn names(&self) -> (&str, &str) {
+        let member = self.member();
+        (&member.cluster, member.backend.id())
+    }
+
     fn member(&self) -> &Arc<Member> {
         &self.site.generation.clusters[self.cluster].members[self.backend]
     }

@@ -54,6 +54,10 @@ pub(crate) async fn forward(
             (None, Some(error)) => return Err(failed(error, whole)),
             (None, None) => wait(client, thread, &job).await.map_err(|error| failed(error, whole))?,
         };
+        if let Some(entry) = &mut client.entry {
+            let (cluster, backend) = flight.names();
+            entry.set_backend(cluster, backend);
+        }
         // Only what can be repeated may find out by failing that its connection was closed.
         let must_live = !(whole && job.is_idempotent);
         let (upstream, reused) = match flight.connect(thread, must_live).await {

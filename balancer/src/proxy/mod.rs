@@ -55,8 +55,9 @@ pub(crate) async fn serve(mut client: Client, thread: Rc<Thread>) {
         let reply = match client.next_plan(&thread).await {
             Ok(Some((meta, plan))) => answer(&mut client, &thread, &meta, plan).await,
             Ok(None) => return,
-            Err(error) => refuse(&thread, &Meta::default(), &error),
+            Err(error) => refuse(&mut client, &thread, &Meta::default(), &error),
         };
+        client.record(&thread, &reply);
         let then = match reply {
             Reply::Send(buffer, Then::Next) => client.send_and_receive(&thread, buffer).await,
             Reply::Send(buffer, then) => client.send(&thread, buffer).await.then_some(then),
@@ -74,18 +75,22 @@ pub(crate) async fn serve(mut client: Client, thread: Rc<Thread>) {
 async fn answer(client: &mut Client, thread: &Thread, meta: &Meta, plan: Plan) -> Reply {
     thread.shared.totals.requests.fetch_add(1, Relaxed);
     match plan {
-        Plan::Answer(answer) => own(thread, meta, &answer),
+        Plan::Answer(answer) => own(client, thread, meta, &answer),
         Plan::Forward(job) => match forward::forward(client, thread, meta, job).await {
             Ok(reply) => reply,
             Err(failed) => {
-                refuse(thread, &Meta { persists: meta.persists && failed.body_read, ..*meta }, &failed.error)
+                let meta = Meta { persists: meta.persists && failed.body_read, ..*meta };
+                refuse(client, thread, &meta, &failed.error)
             }
         },
     }
 }
 
 /// Answers an error of a request of which nothing was answered yet.
-fn refuse(thread: &Thread, meta: &Meta, error: &Error) -> Reply {
+fn refuse(client: &mut Client, thread: &Thread, meta: &Meta, error: &Error) -> Reply {
+    if let Some(entry) = &mut client.entry {
+        entry.set_error(error);
+    }
     thread.shared.totals.refused.fetch_add(1, Relaxed);
     let Some(status) = error.status() else {
         thread.count(Count::Cancelled);
@@ -93,10 +98,13 @@ fn refuse(thread: &Thread, meta: &Meta, error: &Error) -> Reply {
     };
     // After a refused head nobody knows where the next one begins.
     let persists = meta.persists && error.side() != Side::Downstream;
-    own(thread, &Meta { persists, ..*meta }, &Answer::error(status))
+    own(client, thread, &Meta { persists, ..*meta }, &Answer::error(status))
 }
 
-fn own(thread: &Thread, meta: &Meta, answer: &Answer) -> Reply {
+fn own(client: &mut Client, thread: &Thread, meta: &Meta, answer: &Answer) -> Reply {
+    if let Some(entry) = &mut client.entry {
+        entry.status = Some(answer.status());
+    }
     thread.count(Count::Status(answer.status()));
     let mut buffer = thread.take_buffer();
     answer.write(buffer.end(), meta);

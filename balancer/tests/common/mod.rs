@@ -98,6 +98,14 @@ impl Balancer {
         Self::try_start(driver, config).expect("the balancer starts")
     }
 
+    /// With more arguments.
+    #[track_caller]
+    pub fn start_with(driver: &str, arguments: &[&str], config: serde_json::Value) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_balancer"));
+        command.args(arguments);
+        Self::try_launch(command, driver, config).expect("the balancer starts")
+    }
+
     pub fn try_start(driver: &str, config: serde_json::Value) -> Option<Self> {
         Self::try_launch(Command::new(env!("CARGO_BIN_EXE_balancer")), driver, config)
     }
