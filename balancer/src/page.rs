@@ -21,8 +21,9 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding
 h1{font-size:1.3rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .3rem}p{margin:.3rem 0;color:var(--quiet)}
 div{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{font-weight:500;color:var(--quiet);vertical-align:bottom}th:first-child,td:first-child,.word{text-align:left}
-.group{text-align:center}.bad{color:var(--bad)}";
+th{font-weight:400;font-size:.87em;line-height:1.25;color:var(--quiet);vertical-align:bottom;white-space:normal;max-width:6rem}
+th:first-child,td:first-child,.word{text-align:left}th:first-child,td:first-child{padding-left:0}
+.group{text-align:center}tr:first-child th:not(.group){border:0}.bad{color:var(--bad)}a{color:inherit}";
 
 /// `/`: the clusters, with links and what is believed of each backend.
 pub(crate) fn html(shared: &Arc<Shared>, report: &Report) -> String {
@@ -72,10 +73,10 @@ fn head(page: &mut String, columns: &[Belief]) {
         let _ = write!(page, "<th class=\"group\" colspan=\"{}\">the policy believes", columns.len());
     }
     page.push_str(
-        "\n<tr><th>backend<th class=\"word\">state<th>in flight<th>requests<th>errors<th>share<th>p50 ms<th>p99 ms",
+        "\n<tr><th>backend<th class=\"word\">state<th>in flight<th>requests<th>errors<th>share<th>p50, ms<th>p99, ms",
     );
     for belief in columns {
-        let unit = if belief.unit.is_empty() { String::new() } else { format!(" {}", belief.unit) };
+        let unit = if belief.unit.is_empty() { String::new() } else { format!(", {}", belief.unit) };
         let _ = write!(page, "<th>{}{unit}", belief.name.replace('_', " "));
     }
     page.push('\n');

@@ -79,7 +79,7 @@ fn page_shows_each_backend_with_what_is_believed() {
     assert_eq!(balancer.get("/app").status, 200);
     let page = balancer.get("/").text();
     for text in
-        ["1 of 1 backends up", "&lt;b>&amp;", "latency per request ms", "silence factor", "expected-latency"]
+        ["1 of 1 backends up", "&lt;b>&amp;", "latency per request, ms", "silence factor", "expected-latency"]
     {
         assert!(page.contains(text), "{text} is missing in {page}");
     }

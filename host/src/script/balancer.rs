@@ -100,7 +100,8 @@ options_map! {
         /// The port of the workers (default: 8000).
         #[serde(default)]
         port: Option<u16>,
-        /// How a backend is chosen: `"expected-latency"` (the default), `"least-outstanding"` or `"round-robin"`.
+        /// How a backend is chosen: `"expected-latency"` (the default), `"least-outstanding"`, `"p2c"`, `"p2c-peak-ewma"`,
+        /// `"least-time"`, `"envoy-peak-ewma"`, `"prequal"`, `"probe-argmin"`, `"random"` or `"round-robin"`.
         #[serde(default)]
         policy: Option<String>,
         /// Threads (default: one per core).

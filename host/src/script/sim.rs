@@ -92,7 +92,7 @@ mod functions {
         rows.iter().map(rhai::serde::to_dynamic).collect()
     }
 
-    /// Writes a page of figures and tables, artifacts/sim-NAME.html: one file that needs no other and no scripts. Returns
+    /// Writes a page of figures and tables, artifacts/bench-NAME.html: one file that needs no other and no scripts. Returns
     /// its path.
     #[rhai_fn(return_raw)]
     pub fn page(context: NativeCallContext, page: Map, name: &str) -> Raw<String> {
@@ -105,7 +105,7 @@ mod functions {
                 .into());
         }
         views::make_dir(run.lab.dir())?;
-        let path = run.lab.dir().join(format!("sim-{name}.html"));
+        let path = run.lab.dir().join(format!("bench-{name}.html"));
         views::write_whole(&path, page::html(&page).as_bytes())?;
         Ok(run.shown(&path))
     }
