@@ -162,6 +162,7 @@ fn unit_is_hardened_and_runs_the_command_unchanged() {
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
         "ProtectHome=read-only",
+        "KillMode=control-group",
         "Restart=always",
         "TimeoutStopSec=1m30s",
         "LimitNOFILE=65536",
