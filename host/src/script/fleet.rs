@@ -321,7 +321,8 @@ mod lists {
         exec(&context, hosts_of(hosts)?, command, options)
     }
 
-    /// Copies a local file to all hosts in parallel.
+    /// Copies a local file to all hosts in parallel. Over a slow uplink it is sent once and the hosts copy it from each
+    /// other, unless its `mode` hides it from other users.
     #[rhai_fn(name = "upload", return_raw)]
     pub fn upload_all(context: NativeCallContext, hosts: Array, local: &str, remote: &str) -> Raw<Array> {
         upload(&context, hosts_of(hosts)?, local, remote, Map::new())

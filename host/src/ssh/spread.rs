@@ -1,8 +1,8 @@
 //! One file to many hosts: sent from here once, and copied from host to host where that is faster than sending it to
 //! each of them.
 //!
-//! The first host that lacks the file gets it over SSH, and that is timed. When sending it to the others would take
-//! longer than [`PAYS_AFTER`] at this rate, the first host serves it at its private address, on [`COPY_PORT`], to
+//! The first host that lacks the file gets it over SSH, and that is timed, without what any command to that host
+//! takes. When sending it to the others would take longer than [`PAYS_AFTER`] at this rate, the first host serves it at its private address, on [`COPY_PORT`], to
 //! whoever names a random token; the others fetch it from there into the same receiver as an upload's, which checks
 //! the hash that was computed here. Whatever fails in this ends in an upload from here.
 //!
@@ -38,8 +38,9 @@ use crate::{Error, Kind};
 /// range of ports that systems give out themselves, and not a usual one of any service.
 pub const COPY_PORT: u16 = 8222;
 
-/// Copying is begun when sending would take this long: it costs two starts of python3 and some round trips.
-const PAYS_AFTER: Duration = Duration::from_secs(1);
+/// Copying is begun when sending would take this long: it costs two starts of python3 and some round trips, and a
+/// busy laptop whose instances are itself must not take its own slowness for the uplink's.
+const PAYS_AFTER: Duration = Duration::from_millis(1500);
 /// For measurements and tests: another value, in seconds.
 const PAYS_AFTER_VARIABLE: &str = "LABHOST_COPY_AFTER";
 
@@ -105,7 +106,7 @@ impl Spread {
         Self::with_threshold(hosts, wished.unwrap_or(PAYS_AFTER))
     }
 
-    /// As [`Spread::new`]; copies when sending to the remaining hosts would take longer than `pays_after`.
+    /// As [`Spread::new`]; copies when sending to the remaining hosts would take at least `pays_after`.
     #[must_use]
     pub fn with_threshold(hosts: usize, pays_after: Duration) -> Self {
         let (content, state, trouble) = (OnceCell::new(), watch::Sender::default(), Mutex::default());
@@ -126,27 +127,44 @@ impl Spread {
         let content = self.content.get_or_try_init(|| hash_file(local, &operation)).await;
         let (bytes, sha256) = content?.clone();
         let target = Target { path: remote, mode, bytes, sha256 };
+        let asked = Instant::now();
         if session.holds(&operation, &target).await? {
             return Ok(target.uploaded(false));
         }
+        let overhead = asked.elapsed();
         if self.is_first() {
             let _sending = Sending(self);
             let begun = Instant::now();
             session.send(&operation, Source::File(local), &target).await?;
-            if let Some(address) = address.filter(|_| self.is_copying_better(begun.elapsed(), mode)) {
+            let took = begun.elapsed().saturating_sub(overhead);
+            if let Some(address) = address.filter(|_| self.is_copying_better(took, mode)) {
                 self.serve(session, address, &target).await?;
             }
             return Ok(target.uploaded(true));
         }
-        if let Some(offer) = self.offer().await {
-            match fetch(session, &offer, &operation, &target).await {
-                Ok(()) => return Ok(Uploaded { copied_from: Some(offer.host), ..target.uploaded(true) }),
-                Err(error) if error.kind == Kind::Interrupted => return Err(error),
-                Err(error) => self.note(format!("{}: {}", session.host(), reason(&error))),
+        let copied_from = self.copy(session, &operation, &target).await?;
+        if copied_from.is_none() {
+            session.send(&operation, Source::File(local), &target).await?;
+        }
+        Ok(Uploaded { copied_from, ..target.uploaded(true) })
+    }
+
+    /// Copies from the host that offers it, and names that host; `None` when nobody does or that failed.
+    async fn copy(
+        &self,
+        session: &Session,
+        operation: &str,
+        target: &Target<'_>,
+    ) -> Result<Option<String>, Error> {
+        let Some(offer) = self.offer().await else { return Ok(None) };
+        match fetch(session, &offer, operation, target).await {
+            Ok(()) => Ok(Some(offer.host)),
+            Err(error) if error.kind == Kind::Interrupted => Err(error),
+            Err(error) => {
+                self.note(format!("{}: {}", session.host(), reason(&error)));
+                Ok(None)
             }
         }
-        session.send(&operation, Source::File(local), &target).await?;
-        Ok(target.uploaded(true))
     }
 
     /// What went wrong first when hosts were to copy from each other, although everything may be in its place.
@@ -181,7 +199,7 @@ impl Spread {
         let others = self.hosts.saturating_sub(self.state.borrow().settled + 1);
         let sending = took.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX));
         let is_for_everybody = mode & 0o004 != 0;
-        others > 0 && is_for_everybody && sending > self.pays_after
+        others > 0 && is_for_everybody && sending >= self.pays_after
     }
 
     /// Serves until everybody has it. A server that fails is no failure of the upload.

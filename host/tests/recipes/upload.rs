@@ -106,8 +106,8 @@ fn over_a_slow_uplink_a_program_is_sent_once() {
         print(hosts.upload("tool", "bin/tool").filter(|one| one.changed).len());"#,
     );
     let mut command = lab.command(&["recipes/x.rhai"]);
-    // The first host takes 0.6 s, so the others would take longer than what copying costs.
-    command.env("LABHOST_LOCAL_UPLINK_MBIT", "40");
+    // Each host would take 2.5 s, which is more than copying costs.
+    command.env("LABHOST_LOCAL_UPLINK_MBIT", "10");
     let ended = Running::start(command).end().expect(0);
     assert_eq!(ended.stdout, "3\n");
     ended.expect_says("upload bin/tool: 3 changed (2 copied from app-");

@@ -73,7 +73,7 @@ impl Target {
     }
 
     /// Another target with a server of the same kind.
-    pub(crate) async fn beside(&self) -> Target {
+    pub(crate) async fn beside(&self) -> Self {
         self.server.beside().await
     }
 
