@@ -16,13 +16,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def run(command, cwd, env=None, expect=0):
-    """Seconds that a command takes; ends the script when it fails."""
+    """Seconds that a command takes, and what it prints; ends the script when it fails."""
     started = time.monotonic()
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     elapsed = time.monotonic() - started
     if done.returncode != expect:
         sys.exit(f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return elapsed
+    return elapsed, done.stdout
 
 
 def rss_mb(pid):
@@ -57,16 +57,28 @@ def measure(labhost, programs, rounds):
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="labfig") as folder:
             shutil.copytree(ROOT / "recipes", pathlib.Path(folder) / "recipes")
-            figures["run"].append(run([labhost, "recipes/run.rhai"], folder, env))
+            figures["run"].append(run([labhost, "recipes/run.rhai"], folder, env)[0])
             try:
-                figures["re-run"].append(run([labhost, "recipes/run.rhai"], folder, env))
+                figures["re-run"].append(run([labhost, "recipes/run.rhai"], folder, env)[0])
                 agent = processes(f"agent\0--state\0{folder}".replace("\0", " "))
                 figures["agent"] += [rss_mb(pid) for pid in agent]
                 figures["worker"] += [rss_mb(pid) for pid in processes("./worker --listen 127.77.")]
                 figures["balancer"] += [rss_mb(pid) for pid in processes("./balancer --config")]
             finally:
-                figures["stop"].append(run([labhost, "recipes/stop.rhai", "--confirm"], folder, env))
+                figures["stop"].append(run([labhost, "recipes/stop.rhai", "--confirm"], folder, env)[0])
     return figures
+
+
+def build():
+    """labhost, and the folder of the static programs."""
+    run(["cargo", "build", "--quiet", "--profile", "lab", "-p", "labhost"], ROOT)
+    labhost = str(ROOT / "target/lab/labhost")
+    target = f"{platform.machine()}-unknown-linux-gnu"
+    flags = f"CARGO_TARGET_{target.upper().replace('-', '_')}_RUSTFLAGS"
+    env = dict(os.environ, **{flags: "-C target-feature=+crt-static"})
+    env.pop("RUSTFLAGS", None)
+    run(["cargo", "build", "--quiet", "--release", "--target", target, "-p", "worker", "-p", "balancer"], ROOT, env)
+    return labhost, ROOT / "target" / target / "release"
 
 
 def from_clone():
@@ -74,7 +86,7 @@ def from_clone():
         clone = pathlib.Path(folder) / "labhost"
         run(["git", "clone", "-q", str(ROOT), str(clone)], folder)
         env = {key: value for key, value in os.environ.items() if key != "CARGO_TARGET_DIR"}
-        seconds = run(["cargo", "lab", "recipes/run.rhai"], clone, env)
+        seconds = run(["cargo", "lab", "recipes/run.rhai"], clone, env)[0]
         run(["cargo", "lab", "recipes/stop.rhai", "--confirm"], clone, env)
         return seconds
 
@@ -85,15 +97,8 @@ def main():
     parse.add_argument("--clone", action="store_true")
     options = parse.parse_args()
 
-    run(["cargo", "build", "--quiet", "--profile", "lab", "-p", "labhost"], ROOT)
-    labhost = str(ROOT / "target/lab/labhost")
-    target = f"{platform.machine()}-unknown-linux-gnu"
-    flags = f"CARGO_TARGET_{target.upper().replace('-', '_')}_RUSTFLAGS"
-    env = dict(os.environ, **{flags: "-C target-feature=+crt-static"})
-    env.pop("RUSTFLAGS", None)
-    run(["cargo", "build", "--quiet", "--release", "--target", target, "-p", "worker", "-p", "balancer"], ROOT, env)
-
-    figures = measure(labhost, ROOT / "target" / target / "release", options.rounds)
+    labhost, programs = build()
+    figures = measure(labhost, programs, options.rounds)
     print(f"{os.cpu_count()} cores, Linux {platform.release()}, {options.rounds} rounds, nine instances\n")
     print("| what | median | min-max | goal |\n|---|---|---|---|")
     row("run, from built programs", figures["run"], "s", "3 s")

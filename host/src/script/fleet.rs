@@ -11,7 +11,7 @@ use super::{Host, Run, host, options, run, service};
 use crate::{
     Error, Kind,
     error::Context as _,
-    ssh::{Command, Session, Uploaded},
+    ssh::{Command, Session, Spread, Uploaded},
 };
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
@@ -168,11 +168,18 @@ pub(super) fn upload(
     let run = run(context)?;
     let mode = mode_of("upload", options, 0o755)?;
     let (path, target) = (run.path(local), remote.to_owned());
-    let work = move |session: Session, _| {
-        let (path, target) = (path.clone(), target.clone());
-        async move { session.upload(&path, &target, mode).await }
+    let spread = Arc::new(Spread::new(hosts.len()));
+    let work = {
+        let spread = Arc::clone(&spread);
+        move |session: Session, host: Host| {
+            let (path, target, spread) = (path.clone(), target.clone(), Arc::clone(&spread));
+            async move { spread.upload(&session, host.0.private_ip, &path, &target, mode).await }
+        }
     };
     let uploads = each_recorded(&run, &hosts, "upload", json!({ "what": remote, "local": local }), work)?;
+    if let Some(trouble) = spread.trouble() {
+        run.ui.note(&format!("upload {remote}: sent from here after all, because copying failed: {trouble}"));
+    }
     Ok(told(&run, &format!("upload {remote}"), &hosts, uploads))
 }
 
@@ -196,7 +203,10 @@ pub(super) fn write(
 
 fn told(run: &Run, what: &str, hosts: &[Host], uploads: Vec<Uploaded>) -> Array {
     let changed = uploads.iter().filter(|upload| upload.changed).count();
-    run.ui.note(&format!("{what}: {changed} changed, {} as it should be", uploads.len() - changed));
+    let from = uploads.iter().find_map(|upload| upload.copied_from.clone());
+    let copied = uploads.iter().filter(|upload| upload.copied_from.is_some()).count();
+    let copied = from.map_or_else(String::new, |from| format!(" ({copied} copied from {from})"));
+    run.ui.note(&format!("{what}: {changed} changed{copied}, {} as it should be", uploads.len() - changed));
     let maps = hosts.iter().zip(uploads).map(|(host, upload)| {
         Dynamic::from_map(Map::from([
             ("changed".into(), upload.changed.into()),
@@ -311,7 +321,8 @@ mod lists {
         exec(&context, hosts_of(hosts)?, command, options)
     }
 
-    /// Copies a local file to all hosts in parallel.
+    /// Copies a local file to all hosts in parallel. Over a slow uplink it is sent once and the hosts copy it from each
+    /// other, unless its `mode` hides it from other users.
     #[rhai_fn(name = "upload", return_raw)]
     pub fn upload_all(context: NativeCallContext, hosts: Array, local: &str, remote: &str) -> Raw<Array> {
         upload(&context, hosts_of(hosts)?, local, remote, Map::new())

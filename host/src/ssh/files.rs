@@ -47,9 +47,11 @@ pub struct Uploaded {
     pub bytes: u64,
     /// Of the content, in lower-case hexadecimal digits.
     pub sha256: String,
+    /// The host that it was copied from; `None` when it was sent from here, or not at all.
+    pub copied_from: Option<String>,
 }
 
-enum Source<'a> {
+pub(super) enum Source<'a> {
     File(&'a Path),
     Bytes(&'a [u8]),
 }
@@ -62,9 +64,7 @@ impl Session {
     /// place in one step. So the target is the old file or the whole new one, whatever fails, and a running
     /// program may be replaced. A file whose content the host has already is not sent.
     pub async fn upload(&self, local: &Path, remote: &str, mode: u32) -> Result<Uploaded, Error> {
-        let name =
-            local.file_name().map_or_else(|| local.display().to_string(), |name| name.display().to_string());
-        let operation = format!("upload {name} to {}", self.host());
+        let operation = upload_to(self, local);
         let (bytes, sha256) = hash_file(local, &operation).await?;
         let target = Target { path: remote, mode, bytes, sha256 };
         self.put(&operation, Source::File(local), target).await
@@ -79,27 +79,55 @@ impl Session {
     }
 
     async fn put(&self, operation: &str, source: Source<'_>, target: Target<'_>) -> Result<Uploaded, Error> {
-        let path = remote_path(target.path, operation)?;
-        let probe = script(target.probe(&path), COPY_MIN + patience(target.bytes));
-        let changed = match self.copy(operation, &probe, Input::Nothing, &mut |_| Ok(())).await? {
-            (0, _) => false,
-            (DIFFERS, _) => true,
-            (code, stderr) => return Err(failed(operation, target.path, code, &stderr)),
-        };
+        let changed = !self.holds(operation, &target).await?;
         if changed {
-            let input = match source {
-                Source::Bytes(bytes) => Input::Bytes(bytes),
-                Source::File(path) => Input::File(
-                    tokio::fs::File::open(path).await.context(Kind::Recipe, || operation.to_owned())?,
-                ),
-            };
-            let send = script(target.send(&path), COPY_MIN + patience(target.bytes));
-            let (code, stderr) = self.copy(operation, &send, input, &mut |_| Ok(())).await?;
-            if code != 0 {
-                return Err(failed(operation, target.path, code, &stderr));
-            }
+            self.send(operation, source, &target).await?;
         }
-        Ok(Uploaded { changed, bytes: target.bytes, sha256: target.sha256 })
+        Ok(target.uploaded(changed))
+    }
+
+    /// Whether the host has the content already; then it gets the mode as well.
+    pub(super) async fn holds(&self, operation: &str, target: &Target<'_>) -> Result<bool, Error> {
+        let path = remote_path(target.path, operation)?;
+        let probe = script(target.probe(&path), target.patience());
+        match self.copy(operation, &probe, Input::Nothing, &mut |_| Ok(())).await? {
+            (0, _) => Ok(true),
+            (DIFFERS, _) => Ok(false),
+            (code, stderr) => Err(failed(operation, target.path, code, &stderr)),
+        }
+    }
+
+    /// Sends the content from here.
+    pub(super) async fn send(
+        &self,
+        operation: &str,
+        source: Source<'_>,
+        target: &Target<'_>,
+    ) -> Result<(), Error> {
+        let input = match source {
+            Source::Bytes(bytes) => Input::Bytes(bytes),
+            Source::File(path) => {
+                Input::File(tokio::fs::File::open(path).await.context(Kind::Recipe, || operation.to_owned())?)
+            }
+        };
+        self.receive(operation, "cat", input, target).await
+    }
+
+    /// Puts what `reader`, a command of the host, prints in the target's place, once it is checked to be the whole
+    /// content. The input is the reader's.
+    pub(super) async fn receive(
+        &self,
+        operation: &str,
+        reader: &str,
+        input: Input<'_>,
+        target: &Target<'_>,
+    ) -> Result<(), Error> {
+        let path = remote_path(target.path, operation)?;
+        let receive = script(target.receive(&path, reader), target.patience());
+        match self.copy(operation, &receive, input, &mut |_| Ok(())).await? {
+            (0, _) => Ok(()),
+            (code, stderr) => Err(failed(operation, target.path, code, &stderr)),
+        }
     }
 
     /// Copies a file of the host to `local`, which takes its place in one step, with mode 0600, when the whole
@@ -134,7 +162,7 @@ impl Session {
     }
 
     /// Runs a script, hands its stdout on, and returns its exit status and stderr.
-    async fn copy(
+    pub(super) async fn copy(
         &self,
         operation: &str,
         command: &Command,
@@ -151,14 +179,24 @@ impl Session {
     }
 }
 
-struct Target<'a> {
-    path: &'a str,
-    mode: u32,
-    bytes: u64,
-    sha256: String,
+/// What is to be where on the host.
+pub(super) struct Target<'a> {
+    pub(super) path: &'a str,
+    pub(super) mode: u32,
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
 }
 
 impl Target<'_> {
+    pub(super) fn uploaded(self, changed: bool) -> Uploaded {
+        Uploaded { changed, bytes: self.bytes, sha256: self.sha256, copied_from: None }
+    }
+
+    /// How long a copy may take.
+    pub(super) fn patience(&self) -> Duration {
+        COPY_MIN + Duration::from_secs(self.bytes / BYTES_PER_SECOND_MIN)
+    }
+
     /// Exits 0 when the content is there already; then it has the mode as well. A file that cannot be read counts
     /// as different: it is replaced, not opened.
     fn probe(&self, path: &str) -> String {
@@ -169,23 +207,23 @@ impl Target<'_> {
         )
     }
 
-    /// Reads the content. The temporary file goes on every exit, and on the signals by which we end a command; when
+    /// Keeps what `reader` prints. The temporary file goes on every exit, and on the signals by which we end a command; when
     /// the connection is cut, the content is short and the hash refuses it.
-    fn send(&self, path: &str) -> String {
+    fn receive(&self, path: &str, reader: &str) -> String {
         let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
         let temporary = quote(&format!("{directory}/.{}", trailer::label()));
         let (directory, path) = (quote(&format!("{directory}/")), quote(path));
         let (hash, mode) = (&self.sha256, self.mode & 0o7777);
         format!(
             "n={temporary}; umask 077; mkdir -p {directory} || exit 1; trap 'rm -f \"$n\"' EXIT; \
-             trap 'exit 143' HUP INT TERM PIPE; cat >\"$n\" || exit 1; h=$(sha256sum <\"$n\") || exit 1; \
+             trap 'exit 143' HUP INT TERM PIPE; {reader} >\"$n\" || exit 1; h=$(sha256sum <\"$n\") || exit 1; \
              [ \"${{h%% *}}\" = {hash} ] || exit {INCOMPLETE}; chmod {mode:o} \"$n\" || exit 1; \
              sync \"$n\" 2>/dev/null; mv -f \"$n\" {path}"
         )
     }
 }
 
-fn script(line: String, timeout: Duration) -> Command {
+pub(super) fn script(line: String, timeout: Duration) -> Command {
     Command { line, env: c_locale(), timeout: Some(timeout), ..Command::default() }
 }
 
@@ -193,12 +231,15 @@ fn c_locale() -> std::collections::BTreeMap<String, String> {
     [("LC_ALL".to_owned(), "C".to_owned())].into()
 }
 
-fn patience(bytes: u64) -> Duration {
-    Duration::from_secs(bytes / BYTES_PER_SECOND_MIN)
+/// An upload in words.
+pub(super) fn upload_to(session: &Session, local: &Path) -> String {
+    let name =
+        local.file_name().map_or_else(|| local.display().to_string(), |name| name.display().to_string());
+    format!("upload {name} to {}", session.host())
 }
 
 /// The path as no tool can take it for an option.
-fn remote_path(path: &str, operation: &str) -> Result<String, Error> {
+pub(super) fn remote_path(path: &str, operation: &str) -> Result<String, Error> {
     if path.is_empty() || path.ends_with('/') {
         return Err(Error::new(Kind::Recipe, format!("{operation}: `{path}` names no file"))
             .with_hint("give the file's whole name on the host, not its directory"));
@@ -222,7 +263,7 @@ fn failed(operation: &str, path: &str, code: i32, stderr: &[u8]) -> Error {
 }
 
 /// Length and hash of a local file, read off the runtime's threads.
-async fn hash_file(path: &Path, operation: &str) -> Result<(u64, String), Error> {
+pub(super) async fn hash_file(path: &Path, operation: &str) -> Result<(u64, String), Error> {
     let owned = path.to_owned();
     let read = tokio::task::spawn_blocking(move || {
         let mut file = std::fs::File::open(owned)?;

@@ -28,6 +28,7 @@ mod master;
 mod quote;
 mod ready;
 mod running;
+mod spread;
 mod trailer;
 
 pub use command::{Command, Output};
@@ -36,6 +37,7 @@ pub use files::Uploaded;
 pub use master::remove_control_dir;
 pub use quote::quote;
 pub use running::Stream;
+pub use spread::{COPY_PORT, Spread};
 
 use capture::{Capture, Lines};
 use command::{last_lines, shown, too_late};

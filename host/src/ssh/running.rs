@@ -2,7 +2,7 @@
 //!
 //! This module does not judge exit statuses and keeps no output.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use openssh::{ChildStderr, ChildStdin, ChildStdout, Stdio};
 use tokio::{
@@ -46,6 +46,8 @@ pub(crate) enum Input<'a> {
     Nothing,
     Bytes(&'a [u8]),
     File(tokio::fs::File),
+    /// These bytes, and then nothing until the future ends; only then its end.
+    Held(&'a [u8], Pin<Box<dyn Future<Output = ()> + Send + 'a>>),
 }
 
 type Child = openssh::Child<Arc<openssh::Session>>;
@@ -239,6 +241,10 @@ async fn feed(stdin: Option<ChildStdin>, input: Input<'_>) -> Result<(), Error> 
     match input {
         Input::Nothing => {}
         Input::Bytes(bytes) => drop(stdin.write_all(bytes).await),
+        Input::Held(bytes, until) => {
+            drop(stdin.write_all(bytes).await);
+            until.await;
+        }
         Input::File(mut file) => {
             let mut buffer = vec![0; READ_MAX];
             loop {

@@ -231,7 +231,7 @@ impl Moto {
         assert!(names.contains(&name("lab-lb")) && names.contains(&name("lab-instances")), "{names:?}");
         let mut ports: Vec<_> = values(&answer, "fromPort");
         ports.sort();
-        assert_eq!(ports, ["22", "22", "80", "8000"]);
+        assert_eq!(ports, ["22", "22", "80", "8000", "8222"]);
         let callers = answer.matches("<cidrIp>198.51.100.7/32</cidrIp>").count();
         assert_eq!(callers, 3, "SSH of both groups and the balancer's port are the caller's");
     }

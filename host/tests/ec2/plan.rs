@@ -1,7 +1,7 @@
 //! `--plan`: says what would change, and changes nothing.
 
 use crate::{
-    fake::Cloud,
+    fake::{Cloud, World},
     lab::{Lab, WHOLE},
 };
 
@@ -79,6 +79,30 @@ fn plan_goes_on_where_a_teardown_stopped() {
         .says("add      security group lab-lb")
         .says("change   security group lab-instances: + port 8000 from new lab-lb");
     assert_only_tried(&cloud);
+    lab.stop_clean(&cloud);
+}
+
+/// The rule of the recipes by which workers give each other a program; a lab of an older version has none.
+#[test]
+fn plan_and_run_open_the_port_between_workers() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let port = labhost::ssh::COPY_PORT.to_string();
+    let own = |world: &mut World| {
+        let group = world.groups.iter_mut().find(|it| it.name.ends_with("-lab-instances")).unwrap();
+        let source = format!("group {}", group.id);
+        let before = group.rules.len();
+        group.rules.retain(|rule| !(rule.from == port && rule.to == port && rule.source == source));
+        before - group.rules.len()
+    };
+    assert_eq!(cloud.with(own), 1, "one port, to the group itself");
+    cloud.take_calls();
+    lab.plan().expect(10).says(&format!("change   security group lab-instances: + port {port} from sg-"));
+    assert_only_tried(&cloud);
+    lab.provision().expect(0);
+    lab.plan().expect(0);
+    assert_eq!(cloud.with(own), 1);
     lab.stop_clean(&cloud);
 }
 

@@ -19,9 +19,11 @@ for last; do :; done
 case $verb in
 start | restart) echo active >"$STANDIN/$last" ;;
 stop | disable) echo inactive >"$STANDIN/$last" ;;
+kill) [ ! -e "$STANDIN/takes-over" ] || cp "$STANDIN/takes-over" "$STANDIN/main" ;;
 show)
     state=$(cat "$STANDIN/$last" 2>/dev/null || echo inactive)
     case $* in
+    *MainPID\ --value*) cat "$STANDIN/main" 2>/dev/null || echo 99999999 ;;
     *--value*) echo "$state" ;;
     *) printf 'ActiveState=%s\nSubState=x\nMainPID=42\nExecMainStatus=0\nExecMainCode=0\nNRestarts=3\nStateChangeTimestamp=Tue 2023-11-14 22:13:20 UTC\n' "$state" ;;
     esac ;;
@@ -138,6 +140,38 @@ fn definitions_start_restart_reload_or_change_nothing() {
 }
 
 #[test]
+fn successor_takes_over_or_the_service_goes_on_as_it_was() {
+    let machine = Machine::new();
+    let replace = ["kill --signal=USR2 --kill-who=main labhost-web.service".to_owned()];
+    let mut next = definition();
+    next["handover"] = json!(true);
+    machine.apply(&next);
+    fs::write(machine.path("takes-over"), "99999998").unwrap();
+    next["hash"] = json!("h2");
+    assert_eq!(machine.apply(&next), (true, replace.to_vec()), "a new program");
+    assert_eq!(machine.apply(&next), (false, vec![]));
+    fs::write(machine.path("takes-over"), "99999997").unwrap();
+    machine.ok(&["restart", "web"], "");
+    assert!(machine.asked().contains(&replace[0]));
+
+    // Its main process stays the same.
+    next["hash"] = json!("h3");
+    let said = machine.refused(&["apply", "web"], &next.to_string(), 1);
+    assert!(said.contains("service web goes on as it was"), "{said}");
+    assert_eq!(machine.asked(), replace);
+    fs::write(machine.path("takes-over"), "99999996").unwrap();
+    assert_eq!(machine.apply(&next), (true, replace.to_vec()), "it is tried again");
+
+    // A running process starts its own command line again, and not another one.
+    next["exec"] = json!("./web --other");
+    assert!(machine.apply(&next).1.contains(&"restart labhost-web.service".to_owned()));
+    machine.ok(&["stop", "web"], "");
+    machine.asked();
+    machine.ok(&["restart", "web"], "");
+    assert!(machine.asked().contains(&"restart labhost-web.service".to_owned()), "nobody could hand over");
+}
+
+#[test]
 fn interrupted_apply_is_done_again() {
     let machine = Machine::new();
     machine.apply(&definition());
@@ -162,6 +196,7 @@ fn unit_is_hardened_and_runs_the_command_unchanged() {
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
         "ProtectHome=read-only",
+        "KillMode=control-group",
         "Restart=always",
         "TimeoutStopSec=1m30s",
         "LimitNOFILE=65536",

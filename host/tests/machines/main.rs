@@ -8,6 +8,7 @@
 #[expect(dead_code, reason = "the tests on local instances use the rest")]
 #[path = "../ec2/fake/mod.rs"]
 mod fake;
+mod handover;
 mod isolate;
 #[expect(dead_code, reason = "the tests on local instances use the rest")]
 #[path = "../ec2/lab.rs"]

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::support::Lab;
+use crate::support::{Lab, Running};
 
 const MIB: u64 = 1 << 20;
 
@@ -92,4 +92,29 @@ fn file_comes_back_as_it_went() {
     assert_eq!(ended.stdout, "true\nfalse\n");
     assert_eq!(fs::read(lab.file("artifacts/back")).unwrap(), bytes);
     fs::remove_file(lab.file("artifacts/back")).unwrap();
+}
+
+#[test]
+fn over_a_slow_uplink_a_program_is_sent_once() {
+    let lab = Lab::new();
+    let content: Vec<u8> = (0..3 * MIB as u32).map(|n| (n >> 7) as u8).collect();
+    fs::write(lab.file("tool"), &content).unwrap();
+    lab.write(
+        "recipes/x.rhai",
+        r#"ec2::key_pair(#{ name: "lab" });
+        let hosts = ec2::wait(ec2::instances(#{ name: "app", type: "t2.micro", count: 3 }));
+        print(hosts.upload("tool", "bin/tool").filter(|one| one.changed).len());"#,
+    );
+    let mut command = lab.command(&["recipes/x.rhai"]);
+    // Each host would take 2.5 s, which is more than copying costs.
+    command.env("LABHOST_LOCAL_UPLINK_MBIT", "10");
+    let ended = Running::start(command).end().expect(0);
+    assert_eq!(ended.stdout, "3\n");
+    ended.expect_says("upload bin/tool: 3 changed (2 copied from app-");
+    for name in ["app-1", "app-2", "app-3"] {
+        let folder = lab.home(name).join("root/bin");
+        assert_eq!(names(&folder), ["tool"]);
+        assert!(fs::read(folder.join("tool")).unwrap() == content);
+    }
+    lab.labhost(&["recipes/x.rhai"]).expect(0).expect_says("upload bin/tool: 0 changed, 3 as it should be");
 }

@@ -13,6 +13,7 @@ mod commands;
 mod files;
 mod processes;
 mod sessions;
+mod spread;
 mod target;
 
 /// Nothing here takes longer unless it hangs; the machine may be busy.
@@ -80,6 +81,16 @@ suite! {
         an_upload_given_up_in_the_middle_leaves_the_old_file
         an_upload_killed_on_the_host_leaves_the_old_file
         an_upload_cut_in_the_middle_leaves_the_old_file;
+    spread, running:
+        the_first_gives_the_others_what_it_got
+        it_is_sent_to_each_where_that_is_fast
+        what_is_not_for_everybody_is_never_served
+        only_the_token_opens
+        a_host_that_never_asks_holds_nobody
+        what_cannot_be_copied_is_sent_from_here
+        half_a_copy_never_takes_the_old_files_place
+        a_first_host_that_dies_holds_nobody
+        a_server_ends_with_its_connection;
     sessions, running:
         a_cut_connection_is_an_error_of_its_own
         a_wrapper_killed_on_the_host_is_not_called_a_lost_connection

@@ -118,7 +118,8 @@ ExecReload=/bin/kill -HUP \$MAINPID
 NotifyAccess=main
 Restart=$2
 RestartSec=200ms
-KillMode=mixed
+# Not `mixed`: systemd would not wait for a successor, whose parent it is not, and kill it at once.
+KillMode=control-group
 TimeoutStopSec=$3
 LimitNOFILE=65536
 AmbientCapabilities=CAP_NET_BIND_SERVICE

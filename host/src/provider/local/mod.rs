@@ -9,6 +9,7 @@
 //! | `record`, `address`, `types` | what is remembered, addresses, instance types |
 //! | `machine`, `sshd`, `session`, `command`, `feed`, `pty` | one instance and its SSH server |
 //! | `service`, `keeper`, `unit`, `log` | its services |
+//! | `uplink` | a slow way to the instances, for measurements |
 //! | `guest` | `labhost-service`, the program that controls them |
 //! | `process` | starting, signalling, finding processes |
 //!
@@ -56,6 +57,7 @@ mod session;
 mod sshd;
 mod types;
 mod unit;
+mod uplink;
 mod wire;
 
 pub use daemon::agent_main;
@@ -204,7 +206,7 @@ impl Local {
         let mut command = tokio::process::Command::new(&self.exe);
         command.args(["agent", "--state"]).arg(&self.place.state).current_dir("/");
         command.env_clear().env(crate::identity::MARK, &self.place.lab);
-        let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE"];
+        let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE", uplink::VARIABLE];
         command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // SAFETY: one system call between fork and exec.

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{machine::Guest, session::Visitor};
+use super::{machine::Guest, session::Visitor, uplink::Linked};
 
 /// The port on each instance's address; below 1024 would need root.
 pub(super) const PORT: u16 = 2222;
@@ -154,7 +154,7 @@ async fn attend(
     let session = async {
         // Only then does the session answer as quickly as it can.
         let _ = stream.set_nodelay(true);
-        let _ = russh::server::run_stream(config, stream, visitor).await?.await;
+        let _ = russh::server::run_stream(config, Linked::new(stream), visitor).await?.await;
         Ok::<(), russh::Error>(())
     };
     tokio::pin!(session);

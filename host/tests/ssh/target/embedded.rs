@@ -1,6 +1,6 @@
 //! The server that local instances have: a lab of one instance, in a state directory and with an agent of its own.
 
-use std::{collections::BTreeMap, path::Path, time::SystemTime};
+use std::{collections::BTreeMap, path::Path, pin::Pin, time::SystemTime};
 
 use labhost::provider::{Launch, LoginKey, Provider, epoch_s, local::Local};
 use tempfile::TempDir;
@@ -67,6 +67,10 @@ impl Server for Lab {
     fn cut(&mut self) {
         wait_for(self.local.set_ssh(false)).unwrap();
         self.start();
+    }
+
+    fn beside(&self) -> Pin<Box<dyn Future<Output = Target> + Send>> {
+        Box::pin(running())
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    pin::Pin,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -41,6 +42,25 @@ pub(crate) trait Server: Send {
     fn start(&mut self);
     /// Cuts the connections that stand, without a word to the clients.
     fn cut(&mut self);
+    /// Another one of the same kind, running, for another instance.
+    fn beside(&self) -> Pin<Box<dyn Future<Output = Target> + Send>>;
+}
+
+/// Where a test holds the server itself.
+struct Taken;
+
+impl Server for Taken {
+    fn start(&mut self) {
+        unreachable!("the test has it");
+    }
+
+    fn cut(&mut self) {
+        unreachable!("the test has it");
+    }
+
+    fn beside(&self) -> Pin<Box<dyn Future<Output = Target> + Send>> {
+        unreachable!("the test has it");
+    }
 }
 
 impl Target {
@@ -50,6 +70,16 @@ impl Target {
 
     pub(crate) fn cut(&mut self) {
         self.server.cut();
+    }
+
+    /// Another target with a server of the same kind.
+    pub(crate) async fn beside(&self) -> Self {
+        self.server.beside().await
+    }
+
+    /// For a test that cuts connections while it uses the target; to be dropped before that.
+    pub(crate) fn take_server(&mut self) -> Box<dyn Server> {
+        std::mem::replace(&mut self.server, Box::new(Taken))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

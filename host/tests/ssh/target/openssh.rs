@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
+    pin::Pin,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -122,6 +123,10 @@ impl Server for Sshd {
         let Some(child) = &self.child else { return };
         let server = |process: &u32| *process != child.id() && name(*process).starts_with("sshd");
         descendants(child.id()).into_iter().filter(server).for_each(kill);
+    }
+
+    fn beside(&self) -> Pin<Box<dyn Future<Output = Target> + Send>> {
+        Box::pin(running())
     }
 }
 
