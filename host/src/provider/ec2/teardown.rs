@@ -66,8 +66,7 @@ impl Ec2 {
         let ids = match kind {
             "instance" => {
                 let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
-                let lives = |it: &&Described| view::state(it) != State::Terminated;
-                all.iter().filter(lives).filter_map(|it| it.instance_id().map(str::to_owned)).collect()
+                not_terminated(&all).into_iter().collect()
             }
             "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
             "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
@@ -95,13 +94,8 @@ impl Ec2 {
     /// Removes everything; returns what could not be removed.
     pub(super) async fn remove_all(&self, keep_bootstrap: bool) -> Result<Vec<String>, Error> {
         let all = self.describe_when_settled(&self.store.attempts()).await?;
-        let ids: Vec<_> = all
-            .iter()
-            .filter(|it| view::state(it) != State::Terminated)
-            .filter_map(|it| it.instance_id().map(str::to_owned))
-            .collect();
         let mut left = Vec::new();
-        if let Err(error) = self.terminate_all(&ids).await {
+        if let Err(error) = self.terminate_all(&not_terminated(&all)).await {
             left.push(error.message);
         }
         if !keep_bootstrap {
@@ -157,6 +151,7 @@ impl Ec2 {
                 ));
                 said.clone_from(&holders);
             }
+            self.terminate_latecomers().await?;
             if !waiting.go_on().await {
                 let error = Error::from(refusal);
                 return Err(Error {
@@ -165,6 +160,12 @@ impl Ec2 {
                 });
             }
         }
+    }
+
+    /// Instances of a lab whose files are lost can be listed so late that the first look did not see them.
+    async fn terminate_latecomers(&self) -> Result<(), Error> {
+        let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
+        self.terminate_all(&not_terminated(&all)).await
     }
 
     /// What still uses a group, in words.
@@ -207,7 +208,7 @@ impl Ec2 {
     }
 
     /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when
-    /// everything went well until here, the look is repeated for a while.
+    /// everything went well until here, the look is repeated for a while; an instance that appears is terminated.
     async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<Thing>, Error> {
         let mut waiting = self.pace.waiting(self.pace.eventual);
         loop {
@@ -216,6 +217,15 @@ impl Ec2 {
             if things.is_empty() || !patiently || !waiting.go_on().await {
                 return Ok(things);
             }
+            if things.iter().any(|thing| thing.kind == "instance") {
+                self.terminate_latecomers().await?;
+            }
         }
     }
+}
+
+/// Ids of those that are still there.
+fn not_terminated(all: &[Described]) -> Vec<String> {
+    let there = all.iter().filter(|it| view::state(it) != State::Terminated);
+    there.filter_map(|it| it.instance_id().map(str::to_owned)).collect()
 }

@@ -159,6 +159,8 @@ impl Cloud {
                 life: Life::Running,
                 hidden: 0,
                 looks: 0,
+                forgotten_calls: 0,
+                forgotten_looks: 0,
                 is_dying: false,
                 index: 0,
                 token: format!("token-{id}"),

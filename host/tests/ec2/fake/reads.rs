@@ -3,28 +3,23 @@
 use super::{
     Fake,
     query::{Filter, Params},
-    world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World},
+    world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
     xml::{Refused, Xml, node, refused, set, tags, text},
 };
 
 type Reply = Result<Xml, Refused>;
 
 pub(crate) fn describe_instances(world: &mut World, params: &mut Params) -> Reply {
-    let (ids, filters) = (params.list("InstanceId"), params.filters());
+    let filters = params.filters();
+    let named = |id: &String| filters.iter().any(|it| it.name == "instance-id" && it.values.contains(id));
+    let mut chosen: Vec<Machine> = Vec::new();
     for machine in &mut world.machines {
         machine.hidden = machine.hidden.saturating_sub(1);
         machine.look();
+        if machine.hidden == 0 && !(named(&machine.id) && take_one(&mut machine.forgotten_looks)) {
+            chosen.push(machine.clone());
+        }
     }
-    let known = |id: &String| world.machines.iter().any(|it| it.id == *id && it.hidden == 0);
-    if let Some(unknown) = ids.iter().find(|id| !known(id)) {
-        return Err(no_instance(unknown));
-    }
-    let chosen: Vec<Machine> = world
-        .machines
-        .iter()
-        .filter(|it| it.hidden == 0 && (ids.is_empty() || ids.contains(&it.id)))
-        .cloned()
-        .collect();
     let shown: Vec<_> =
         chosen.into_iter().filter(|it| world.passes(&filters, &it.tags, |name| property(it, name))).collect();
     // As in EC2, one reservation for each launch.
@@ -38,13 +33,10 @@ pub(crate) fn describe_instances(world: &mut World, params: &mut Params) -> Repl
     Ok(set("reservationSet", reservations.iter().map(|machines| reservation(machines))))
 }
 
-pub(crate) fn no_instance(id: &str) -> Refused {
-    refused("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))
-}
-
 fn property(machine: &Machine, name: &str) -> Option<Vec<String>> {
     Some(vec![match name {
         "instance-state-name" => machine.life.code_and_name().1.to_owned(),
+        "instance-id" => machine.id.clone(),
         "client-token" => machine.token.clone(),
         _ => return None,
     }])

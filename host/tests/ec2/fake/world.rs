@@ -45,6 +45,9 @@ pub(crate) struct Machine {
     /// Looks until it is known, and until its state moves on.
     pub(crate) hidden: u32,
     pub(crate) looks: u32,
+    /// Calls that change it, and looks that name it, which do not know it although listings show it.
+    pub(crate) forgotten_calls: u32,
+    pub(crate) forgotten_looks: u32,
     /// It ends while booting.
     pub(crate) is_dying: bool,
     pub(crate) index: usize,
@@ -266,6 +269,13 @@ impl World {
             values.iter().any(|value| filter.values.iter().any(|wanted| matches(wanted, value)))
         })
     }
+}
+
+/// Counts one down; whether there was one.
+pub(crate) fn take_one(count: &mut u32) -> bool {
+    let is_there = *count > 0;
+    *count = count.saturating_sub(1);
+    is_there
 }
 
 /// EC2's filters know `*`.
