@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_ec2::types::Instance as Described;
+use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface};
 
 use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
 use crate::{Error, provider::State};
@@ -71,15 +71,14 @@ impl Ec2 {
             "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
             "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
             "volume" => {
-                let found = ec2.describe_volumes().filters(tags::of_lab(&self.lab)).send().await;
+                let call = ec2.describe_volumes().filters(tags::of_lab(&self.lab));
+                let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
                 let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
-                found.volumes().iter().filter_map(|it| it.volume_id().map(str::to_owned)).collect()
+                found.into_iter().filter_map(|it| it.volume_id).collect()
             }
             "network-interface" => {
-                let found = ec2.describe_network_interfaces().filters(tags::of_lab(&self.lab)).send().await;
-                let found = found.map_err(|cause| Refusal::of("look at network interfaces", cause))?;
-                let interfaces = found.network_interfaces().iter();
-                interfaces.filter_map(|it| it.network_interface_id().map(str::to_owned)).collect()
+                let found = self.interfaces(tags::of_lab(&self.lab)).await?;
+                found.into_iter().filter_map(|it| it.network_interface_id).collect()
             }
             _ => return Ok(None),
         };
@@ -170,31 +169,30 @@ impl Ec2 {
 
     /// What still uses a group, in words.
     async fn holders(&self, group: &Group) -> Result<String, Error> {
-        let ec2 = &self.client().await?.ec2;
-        let interfaces =
-            ec2.describe_network_interfaces().filters(tags::filter("group-id", [group.id.as_str()]));
-        let interfaces =
-            interfaces.send().await.map_err(|cause| Refusal::of("look at network interfaces", cause))?;
-        let interface = |it: &aws_sdk_ec2::types::NetworkInterface| {
+        let interfaces = self.interfaces(tags::filter("group-id", [group.id.as_str()])).await?;
+        let interface = |it: &NetworkInterface| {
             let id = it.network_interface_id().unwrap_or("unknown").to_owned();
             match it.attachment().and_then(|attachment| attachment.instance_id()) {
                 Some(instance) => format!("network interface {id} of {instance}"),
                 None => format!("network interface {id}"),
             }
         };
-        let mut holders: Vec<String> = interfaces.network_interfaces().iter().map(interface).collect();
-        let rules = ec2
-            .describe_security_groups()
-            .filters(tags::filter("ip-permission.group-id", [group.id.as_str()]));
-        let rules = rules.send().await.map_err(|cause| Refusal::of("look at security groups", cause))?;
-        let others =
-            rules.security_groups().iter().filter_map(|it| it.group_id()).filter(|id| *id != group.id);
+        let mut holders: Vec<String> = interfaces.iter().map(interface).collect();
+        let filter = tags::filter("ip-permission.group-id", [group.id.as_str()]);
+        let referring = self.find_groups("look at security groups", filter).await?;
+        let others = referring.iter().filter_map(|it| it.group_id()).filter(|id| *id != group.id);
         holders.extend(others.map(|id| format!("a rule of security group {id}")));
         Ok(if holders.is_empty() {
             "something that AWS does not name".to_owned()
         } else {
             holders.join(", ")
         })
+    }
+
+    async fn interfaces(&self, filter: Filter) -> Result<Vec<NetworkInterface>, Error> {
+        let call = self.client().await?.ec2.describe_network_interfaces().filters(filter);
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        found.map_err(|cause| Refusal::of("look at network interfaces", cause).into())
     }
 
     async fn remove_keys(&self, left: &mut Vec<String>) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{hosts::Door, query::Filter};
+use super::{hosts::Door, query::Filter, xml::Xml};
 
 /// Where everything is.
 pub(crate) const VPC: &str = "vpc-0default";
@@ -148,6 +148,9 @@ pub(crate) struct World {
     /// Request and instances by client token.
     pub(crate) tokens: HashMap<String, (String, Vec<String>)>,
     pub(crate) calls: Vec<Call>,
+    /// The rest of answers whose next page has not been asked for, by token.
+    pub(crate) pages: HashMap<String, Vec<Xml>>,
+    pub(crate) items_per_page: Option<usize>,
     /// What no client of EC2 may do.
     pub(crate) violations: Vec<String>,
     pub(crate) is_duplicate_forbidden: bool,
