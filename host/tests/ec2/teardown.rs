@@ -29,6 +29,52 @@ fn run_with_lost_state_replaces_what_nobody_can_log_in_to() {
 }
 
 #[test]
+fn instance_that_aws_does_not_know_keeps_no_other_alive() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let forgotten = cloud.with(|world| {
+        world.machines[0].forgotten_calls = u32::MAX;
+        world.machines[0].id.clone()
+    });
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    lab.stop().expect(8).says(&format!("terminate {forgotten}: still there"));
+    let living: Vec<_> = cloud.living().into_iter().map(|it| it.id).collect();
+    assert_eq!(living, [forgotten], "the others are terminated");
+    cloud.with(|world| world.machines[0].forgotten_calls = 0);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn instances_are_not_gone_because_aws_does_not_know_one_of_them() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.set_topology(r#"#{ name: "app", type: "t2.micro", count: 2, cluster: "cluster1" },"#);
+    lab.provision().expect(0);
+    cloud.faults().shutting_down_looks = 12;
+    cloud.with(|world| {
+        world.machines[0].forgotten_looks = 1;
+        world.machines[1].forgotten_looks = 2;
+    });
+    lab.set_topology(r#"#{ name: "other", type: "t2.micro", count: 1, cluster: "cluster1" },"#);
+    lab.labhost(&["--provider", "ec2", "--prune", "recipes/provision.rhai"]).expect(0).says("terminated");
+    let lives = cloud.with(|world| world.machines.iter().take(2).map(|it| it.life).collect::<Vec<_>>());
+    assert_eq!(lives, [Life::Terminated; 2], "all that are to go are waited for");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn instance_that_is_listed_late_is_removed_also_when_the_state_is_lost() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    // More looks than a teardown makes that does not look again.
+    cloud.with(|world| world.machines.iter_mut().for_each(|it| it.hidden = 8));
+    lab.lose_state();
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn what_still_holds_a_group_is_named_and_waited_for() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

@@ -1,6 +1,6 @@
 //! The whole way: run, use, run again, stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     fake::{Call, Cloud},
@@ -52,6 +52,40 @@ fn nine_instances_from_run_to_stop_with_few_calls() {
     assert_eq!(counted(&calls)["TerminateInstances"], 1);
     lab.stop().expect(0).says("nothing to do");
     assert!(lab.file("artifacts/bench-burst.json").exists());
+}
+
+#[test]
+fn small_pages_hide_nothing_from_run_and_stop() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.set_topology(WHOLE);
+    {
+        let mut faults = cloud.faults();
+        (faults.items_per_page, faults.lingering_interfaces) = (Some(2), 2);
+    }
+    lab.run().expect(0).says("The lab is up");
+    assert_eq!(cloud.living().len(), 9);
+    lab.run().expect(0).says("4 kept");
+    assert_eq!(cloud.living().len(), 9);
+    lab.stop().expect(0).says("is held by network interface eni-");
+    assert_eq!((cloud.left(), cloud.unread()), (Vec::new(), 0));
+    let subnets = cloud.with(|world| {
+        let used: BTreeSet<_> = world.machines.iter().map(|it| it.subnet.clone()).collect();
+        used.len()
+    });
+    assert_eq!(subnets, 3, "also the zone on the second page is used");
+}
+
+/// With the lab's files lost, everything comes from listings.
+#[test]
+fn pages_of_one_hide_nothing_from_a_teardown_without_files() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    cloud.faults().items_per_page = Some(1);
+    lab.provision().expect(0);
+    lab.lose_state();
+    lab.stop_clean(&cloud);
+    assert_eq!(cloud.unread(), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Security groups: made, and kept to exactly the rules that the recipe names.
 
-use aws_sdk_ec2::types::{ResourceType, SecurityGroup};
+use aws_sdk_ec2::types::{Filter, ResourceType, SecurityGroup};
 
 use super::{
     Ec2, address,
@@ -36,10 +36,19 @@ impl Group {
 impl Ec2 {
     /// The lab's groups, fresh from AWS.
     pub(super) async fn list_groups(&self) -> Result<Vec<Group>, Error> {
-        let call = self.client().await?.ec2.describe_security_groups().filters(tags::of_lab(&self.lab));
-        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-        let found = found.map_err(|cause| Refusal::of("list security groups", cause))?;
+        let found = self.find_groups("list security groups", tags::of_lab(&self.lab)).await?;
         Ok(found.iter().filter_map(Group::of).collect())
+    }
+
+    /// All groups, this lab's or not, that pass a filter.
+    pub(super) async fn find_groups(
+        &self,
+        operation: &str,
+        filter: Filter,
+    ) -> Result<Vec<SecurityGroup>, Error> {
+        let call = self.client().await?.ec2.describe_security_groups().filters(filter);
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        found.map_err(|cause| Refusal::of(operation, cause).into())
     }
 
     /// The lab's groups as this process knows them; listed once.
@@ -170,23 +179,16 @@ impl Ec2 {
     async fn adopt_group(&self, name: &str, full: &str, refusal: Refusal) -> Result<Group, Error> {
         let mut waiting = self.pace.waiting(self.pace.eventual);
         let found = loop {
-            let call = self
-                .client()
-                .await?
-                .ec2
-                .describe_security_groups()
-                .filters(tags::filter("group-name", [full]));
-            let found = call.send().await;
-            let found =
-                found.map_err(|cause| Refusal::of(format!("look at security group {name}"), cause))?;
+            let operation = format!("look at security group {name}");
+            let found = self.find_groups(&operation, tags::filter("group-name", [full])).await?;
             // It exists, so it will be listed.
-            if !found.security_groups().is_empty() || !waiting.go_on().await {
+            if !found.is_empty() || !waiting.go_on().await {
                 break found;
             }
         };
         let ours =
             |group: &&SecurityGroup| tags::map(group.tags()).get(tags::LAB) == Some(&self.lab.as_str());
-        found.security_groups().iter().find(ours).and_then(Group::of).ok_or_else(|| {
+        found.iter().find(ours).and_then(Group::of).ok_or_else(|| {
             Error::from(refusal).with_hint(format!(
                 "A group called {full} exists without this lab's tags, so it is left alone: rename or remove it."
             ))

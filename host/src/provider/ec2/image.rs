@@ -63,8 +63,9 @@ impl Ec2 {
         ];
         let call =
             self.client().await?.ec2.describe_images().owners(CANONICAL).set_filters(Some(filters.to_vec()));
-        let found = call.send().await.map_err(|cause| Refusal::of(format!("find image {name}"), cause))?;
-        let newest = found.images().iter().max_by_key(|image| image.creation_date().unwrap_or_default());
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let found = found.map_err(|cause| Refusal::of(format!("find image {name}"), cause))?;
+        let newest = found.iter().max_by_key(|image| image.creation_date().unwrap_or_default());
         let newest = newest.and_then(|image| Some((image.image_id()?, image.name()?))).ok_or_else(|| {
             Error::provider(format!("find image {name}: this region has none for {}", arch.ec2_name()))
                 .with_hint(
@@ -78,8 +79,9 @@ impl Ec2 {
     /// An image that the recipe gives by its id: it must exist and be of this build's architecture.
     async fn check_image(&self, id: &str) -> Result<String, Error> {
         let call = self.client().await?.ec2.describe_images().image_ids(id);
-        let found = call.send().await.map_err(|cause| Refusal::of(format!("find image {id}"), cause))?;
-        let image = found.images().first().ok_or_else(|| {
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let found = found.map_err(|cause| Refusal::of(format!("find image {id}"), cause))?;
+        let image = found.first().ok_or_else(|| {
             Error::provider(format!("find image {id}: there is none in this region"))
                 .with_hint("Ids of images differ between regions.")
         })?;

@@ -169,9 +169,10 @@ impl Ec2 {
     async fn ask_type(&self, name: &str) -> Result<Vec<Arch>, Error> {
         let call = self.client().await?.ec2.describe_instance_types();
         let call = call.instance_types(aws_sdk_ec2::types::InstanceType::from(name));
-        match call.send().await.map_err(|cause| Refusal::of(format!("look at instance type {name}"), cause)) {
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        match found.map_err(|cause| Refusal::of(format!("look at instance type {name}"), cause)) {
             Ok(found) => {
-                let processors = found.instance_types().iter().filter_map(|it| it.processor_info());
+                let processors = found.iter().filter_map(|it| it.processor_info());
                 let names = processors.flat_map(|it| it.supported_architectures());
                 Ok(names.filter_map(|arch| Arch::from_name(arch.as_str())).collect())
             }

@@ -21,16 +21,17 @@ impl Ec2 {
 
     async fn find_network(&self) -> Result<Network, Error> {
         let ec2 = &self.client().await?.ec2;
-        let vpcs = ec2.describe_vpcs().filters(tags::filter("is-default", ["true"])).send().await;
+        let vpcs = ec2.describe_vpcs().filters(tags::filter("is-default", ["true"]));
+        let vpcs = vpcs.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
         let vpcs = vpcs.map_err(|cause| Refusal::of("find the default network", cause))?;
-        let vpc = vpcs.vpcs().first().and_then(|vpc| vpc.vpc_id()).ok_or_else(|| {
+        let vpc = vpcs.first().and_then(|vpc| vpc.vpc_id()).ok_or_else(|| {
             Error::provider("find the default network: this region has none")
                 .with_hint("Make one with: aws ec2 create-default-vpc; or choose another --region.")
         })?;
         let filters = [tags::filter("vpc-id", [vpc]), tags::filter("default-for-az", ["true"])];
-        let found = ec2.describe_subnets().set_filters(Some(filters.to_vec())).send().await;
-        let found = found.map_err(|cause| Refusal::of("find subnets", cause))?;
-        let subnets = by_zone(found.subnets());
+        let call = ec2.describe_subnets().set_filters(Some(filters.to_vec()));
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let subnets = by_zone(&found.map_err(|cause| Refusal::of("find subnets", cause))?);
         if subnets.is_empty() {
             return Err(Error::provider(format!("find subnets: network {vpc} has none in any zone"))
                 .with_hint("Make one with: aws ec2 create-default-subnet --availability-zone ZONE."));

@@ -39,13 +39,10 @@ impl Ec2 {
         Ok(found.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default()).collect())
     }
 
-    async fn describe_ids(&self, ids: &[String]) -> Result<Vec<Described>, Refusal> {
-        let operation = || format!("look at {}", ids.join(", "));
-        let client = self.client().await.map_err(|error| Refusal::before(&operation(), error))?;
-        let call = client.ec2.describe_instances().set_instance_ids(Some(ids.to_vec()));
-        let found = call.send().await.map_err(|cause| Refusal::of(operation(), cause))?;
-        let reservations = found.reservations.unwrap_or_default();
-        Ok(reservations.into_iter().flat_map(|it| it.instances.unwrap_or_default()).collect())
+    /// Those of these instances that AWS knows; by a filter, because naming one that it does not know would make it
+    /// refuse to show the others.
+    async fn describe_ids(&self, ids: &[String]) -> Result<Vec<Described>, Error> {
+        self.describe(&[tags::filter("instance-id", ids.iter().map(String::as_str))]).await
     }
 
     /// The lab's instances that are not gone or going.
@@ -66,14 +63,9 @@ impl Ec2 {
         }
         let mut waiting = self.pace.waiting(self.pace.eventual);
         let found = loop {
-            match self.describe_ids(&unlisted).await {
-                Ok(found) => break found,
-                Err(refusal) if refusal.is(UNKNOWN_ID) => {
-                    if !waiting.go_on().await {
-                        break Vec::new();
-                    }
-                }
-                Err(refusal) => return Err(refusal.into()),
+            let found = self.describe_ids(&unlisted).await?;
+            if found.len() == unlisted.len() || !waiting.go_on().await {
+                break found;
             }
         };
         let lives = |it: &Described| !matches!(view::state(it), State::Terminated | State::ShuttingDown);
@@ -132,14 +124,11 @@ impl Ec2 {
         let mut waiting = self.pace.waiting(deadline.saturating_duration_since(Instant::now()));
         let mut has_started = false;
         loop {
-            let found = match self.describe_ids(ids).await {
-                Ok(found) => found,
-                // Launched a moment ago: not every part of AWS knows it yet.
-                Err(refusal) if refusal.is(UNKNOWN_ID) && waiting.elapsed() < self.pace.eventual => {
-                    Vec::new()
-                }
-                Err(refusal) => return Err(refusal.into()),
-            };
+            let found = self.describe_ids(ids).await?;
+            // Launched a moment ago: not every part of AWS knows it yet.
+            if waiting.elapsed() >= self.pace.eventual {
+                check_known(ids, &found)?;
+            }
             check_alive(&found)?;
             let instances = self.view(&found, &HostKeys::of(&self.store));
             let running: Vec<_> = ids
@@ -171,24 +160,21 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Terminates and waits until they are terminated; unknown ids count as gone.
+    /// Terminates and waits until they are terminated. One that AWS does not know counts as gone when it has not
+    /// appeared for as long as AWS may take to know what it made; the others are waited for all the same.
     pub(super) async fn terminate_all(&self, ids: &[String]) -> Result<(), Error> {
         if ids.is_empty() {
             return Ok(());
         }
-        let Some(ids) = self.ask_to_terminate(ids.to_vec()).await? else { return Ok(()) };
+        self.ask_to_terminate(ids).await?;
         let mut waiting = self.pace.waiting(self.pace.terminate);
         loop {
-            let found = match self.describe_ids(&ids).await {
-                Ok(found) => found,
-                Err(refusal) if refusal.is(UNKNOWN_ID) => return Ok(()),
-                Err(refusal) => return Err(refusal.into()),
+            let found = self.describe_ids(ids).await?;
+            let is_gone = |id: &&String| match found.iter().find(|it| it.instance_id() == Some(id)) {
+                Some(it) => view::state(it) == State::Terminated,
+                None => waiting.elapsed() >= self.pace.eventual,
             };
-            let left: Vec<_> = found
-                .iter()
-                .filter(|it| view::state(it) != State::Terminated)
-                .filter_map(|it| it.instance_id())
-                .collect();
+            let left: Vec<_> = ids.iter().filter(|id| !is_gone(id)).map(String::as_str).collect();
             if left.is_empty() {
                 return Ok(());
             }
@@ -205,28 +191,39 @@ impl Ec2 {
         }
     }
 
-    /// One call for all; when AWS does not know one of them it refuses the whole call, so it is made again with
-    /// those that it knows. Returns them, or `None` when there are none.
-    async fn ask_to_terminate(&self, mut ids: Vec<String>) -> Result<Option<Vec<String>>, Error> {
-        let mut waiting = self.pace.waiting(self.pace.eventual);
-        loop {
-            let call = self.client().await?.ec2.terminate_instances().set_instance_ids(Some(ids.clone()));
-            let done = call.send().await;
-            match done.map_err(|cause| Refusal::of(format!("terminate {}", ids.join(", ")), cause)) {
-                Ok(_) => return Ok(Some(ids)),
-                Err(refusal) if refusal.is(UNKNOWN_ID) => {
-                    let known = self.living().await?;
-                    ids.retain(|id| known.iter().any(|it| it.instance_id() == Some(id)));
-                    if ids.is_empty() {
-                        return Ok(None);
-                    }
-                    if !waiting.go_on().await {
-                        return Err(refusal.into());
-                    }
-                }
-                Err(refusal) => return Err(refusal.into()),
-            }
+    /// One call for all; when AWS does not know one of them it refuses the whole call, so that each is then asked for
+    /// by itself, and those that stay unknown again until AWS must know them.
+    async fn ask_to_terminate(&self, ids: &[String]) -> Result<(), Error> {
+        match self.terminate_at_once(ids).await {
+            Err(refusal) if refusal.is(UNKNOWN_ID) => {}
+            done => return done.map_err(Error::from),
         }
+        let mut waiting = self.pace.waiting(self.pace.eventual);
+        let mut unknown = ids.to_vec();
+        loop {
+            let (mut still, mut failure) = (Vec::new(), None);
+            for id in unknown {
+                match self.terminate_at_once(std::slice::from_ref(&id)).await {
+                    Err(refusal) if refusal.is(UNKNOWN_ID) => still.push(id),
+                    // The others are to be asked for as well.
+                    done => failure = failure.or_else(|| done.err()),
+                }
+            }
+            if let Some(refusal) = failure {
+                return Err(refusal.into());
+            }
+            if still.is_empty() || !waiting.go_on().await {
+                return Ok(());
+            }
+            unknown = still;
+        }
+    }
+
+    async fn terminate_at_once(&self, ids: &[String]) -> Result<(), Refusal> {
+        let operation = format!("terminate {}", ids.join(", "));
+        let client = self.client().await.map_err(|error| Refusal::before(&operation, error))?;
+        let call = client.ec2.terminate_instances().set_instance_ids(Some(ids.to_vec()));
+        call.send().await.map(drop).map_err(|cause| Refusal::of(operation, cause))
     }
 
     /// The end of what the instance printed while booting; AWS has it late or never.
@@ -255,6 +252,17 @@ fn check_alive(found: &[Described]) -> Result<(), Error> {
     let id = dead.instance_id().unwrap_or_default();
     let message = format!("wait for {id}: it has ended: {}", view::reason(dead));
     Err(Error::host(message).with_hint("Run again: it is replaced."))
+}
+
+/// An instance that AWS still does not know when it must is not waited for any longer.
+fn check_known(ids: &[String], found: &[Described]) -> Result<(), Error> {
+    let is_known = |id: &&String| found.iter().any(|it| it.instance_id() == Some(id));
+    let unknown: Vec<_> = ids.iter().filter(|id| !is_known(id)).map(String::as_str).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Error::host(format!("wait for {}: AWS does not know it", unknown.join(", ")))
+        .with_hint("It was removed meanwhile: run again to make it anew."))
 }
 
 fn still_waiting(ids: &[String], instances: &[Instance]) -> Error {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_ec2::types::Instance as Described;
+use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface};
 
 use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
 use crate::{Error, provider::State};
@@ -66,21 +66,19 @@ impl Ec2 {
         let ids = match kind {
             "instance" => {
                 let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
-                let lives = |it: &&Described| view::state(it) != State::Terminated;
-                all.iter().filter(lives).filter_map(|it| it.instance_id().map(str::to_owned)).collect()
+                not_terminated(&all).into_iter().collect()
             }
             "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
             "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
             "volume" => {
-                let found = ec2.describe_volumes().filters(tags::of_lab(&self.lab)).send().await;
+                let call = ec2.describe_volumes().filters(tags::of_lab(&self.lab));
+                let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
                 let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
-                found.volumes().iter().filter_map(|it| it.volume_id().map(str::to_owned)).collect()
+                found.into_iter().filter_map(|it| it.volume_id).collect()
             }
             "network-interface" => {
-                let found = ec2.describe_network_interfaces().filters(tags::of_lab(&self.lab)).send().await;
-                let found = found.map_err(|cause| Refusal::of("look at network interfaces", cause))?;
-                let interfaces = found.network_interfaces().iter();
-                interfaces.filter_map(|it| it.network_interface_id().map(str::to_owned)).collect()
+                let found = self.interfaces(tags::of_lab(&self.lab)).await?;
+                found.into_iter().filter_map(|it| it.network_interface_id).collect()
             }
             _ => return Ok(None),
         };
@@ -95,13 +93,8 @@ impl Ec2 {
     /// Removes everything; returns what could not be removed.
     pub(super) async fn remove_all(&self, keep_bootstrap: bool) -> Result<Vec<String>, Error> {
         let all = self.describe_when_settled(&self.store.attempts()).await?;
-        let ids: Vec<_> = all
-            .iter()
-            .filter(|it| view::state(it) != State::Terminated)
-            .filter_map(|it| it.instance_id().map(str::to_owned))
-            .collect();
         let mut left = Vec::new();
-        if let Err(error) = self.terminate_all(&ids).await {
+        if let Err(error) = self.terminate_all(&not_terminated(&all)).await {
             left.push(error.message);
         }
         if !keep_bootstrap {
@@ -157,6 +150,7 @@ impl Ec2 {
                 ));
                 said.clone_from(&holders);
             }
+            self.terminate_latecomers().await?;
             if !waiting.go_on().await {
                 let error = Error::from(refusal);
                 return Err(Error {
@@ -167,33 +161,38 @@ impl Ec2 {
         }
     }
 
+    /// Instances of a lab whose files are lost can be listed so late that the first look did not see them.
+    async fn terminate_latecomers(&self) -> Result<(), Error> {
+        let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
+        self.terminate_all(&not_terminated(&all)).await
+    }
+
     /// What still uses a group, in words.
     async fn holders(&self, group: &Group) -> Result<String, Error> {
-        let ec2 = &self.client().await?.ec2;
-        let interfaces =
-            ec2.describe_network_interfaces().filters(tags::filter("group-id", [group.id.as_str()]));
-        let interfaces =
-            interfaces.send().await.map_err(|cause| Refusal::of("look at network interfaces", cause))?;
-        let interface = |it: &aws_sdk_ec2::types::NetworkInterface| {
+        let interfaces = self.interfaces(tags::filter("group-id", [group.id.as_str()])).await?;
+        let interface = |it: &NetworkInterface| {
             let id = it.network_interface_id().unwrap_or("unknown").to_owned();
             match it.attachment().and_then(|attachment| attachment.instance_id()) {
                 Some(instance) => format!("network interface {id} of {instance}"),
                 None => format!("network interface {id}"),
             }
         };
-        let mut holders: Vec<String> = interfaces.network_interfaces().iter().map(interface).collect();
-        let rules = ec2
-            .describe_security_groups()
-            .filters(tags::filter("ip-permission.group-id", [group.id.as_str()]));
-        let rules = rules.send().await.map_err(|cause| Refusal::of("look at security groups", cause))?;
-        let others =
-            rules.security_groups().iter().filter_map(|it| it.group_id()).filter(|id| *id != group.id);
+        let mut holders: Vec<String> = interfaces.iter().map(interface).collect();
+        let filter = tags::filter("ip-permission.group-id", [group.id.as_str()]);
+        let referring = self.find_groups("look at security groups", filter).await?;
+        let others = referring.iter().filter_map(|it| it.group_id()).filter(|id| *id != group.id);
         holders.extend(others.map(|id| format!("a rule of security group {id}")));
         Ok(if holders.is_empty() {
             "something that AWS does not name".to_owned()
         } else {
             holders.join(", ")
         })
+    }
+
+    async fn interfaces(&self, filter: Filter) -> Result<Vec<NetworkInterface>, Error> {
+        let call = self.client().await?.ec2.describe_network_interfaces().filters(filter);
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        found.map_err(|cause| Refusal::of("look at network interfaces", cause).into())
     }
 
     async fn remove_keys(&self, left: &mut Vec<String>) -> Result<(), Error> {
@@ -207,7 +206,7 @@ impl Ec2 {
     }
 
     /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when
-    /// everything went well until here, the look is repeated for a while.
+    /// everything went well until here, the look is repeated for a while; an instance that appears is terminated.
     async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<Thing>, Error> {
         let mut waiting = self.pace.waiting(self.pace.eventual);
         loop {
@@ -216,6 +215,15 @@ impl Ec2 {
             if things.is_empty() || !patiently || !waiting.go_on().await {
                 return Ok(things);
             }
+            if things.iter().any(|thing| thing.kind == "instance") {
+                self.terminate_latecomers().await?;
+            }
         }
     }
+}
+
+/// Ids of those that are still there.
+fn not_terminated(all: &[Described]) -> Vec<String> {
+    let there = all.iter().filter(|it| view::state(it) != State::Terminated);
+    there.filter_map(|it| it.instance_id().map(str::to_owned)).collect()
 }

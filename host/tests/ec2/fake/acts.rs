@@ -6,8 +6,8 @@ use super::{
     Fake,
     hosts::{Boot, Booted},
     query::Params,
-    reads::{self, no_instance},
-    world::{Group, IMAGE, Key, Life, Machine, Rule, SUBNETS, VPC, World},
+    reads,
+    world::{Group, IMAGE, Key, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
     xml::{Refused, Xml, refused, set, text},
 };
 
@@ -200,6 +200,8 @@ impl Order {
             // The look that the counts are compared in is itself counted.
             hidden: if faults.hidden_looks == 0 { 0 } else { faults.hidden_looks + 1 },
             looks: faults.pending_looks,
+            forgotten_calls: 0,
+            forgotten_looks: 0,
             is_dying: false,
             index,
             token: self.token.clone(),
@@ -219,12 +221,19 @@ impl Order {
     }
 }
 
-fn instance_ids(world: &World, params: &mut Params) -> Result<Vec<String>, Refused> {
+fn instance_ids(world: &mut World, params: &mut Params) -> Result<Vec<String>, Refused> {
     let ids = params.list("InstanceId");
-    match ids.iter().find(|id| world.machines.iter().all(|it| it.id != **id || it.hidden > 0)) {
-        Some(unknown) => Err(no_instance(unknown)),
-        None => Ok(ids),
+    for id in &ids {
+        let found = world.machines.iter_mut().find(|it| it.id == *id && it.hidden == 0);
+        if found.is_none_or(|it| take_one(&mut it.forgotten_calls)) {
+            return Err(no_instance(id));
+        }
     }
+    Ok(ids)
+}
+
+fn no_instance(id: &str) -> Refused {
+    refused("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))
 }
 
 pub(crate) async fn terminate_instances(

@@ -47,6 +47,8 @@ pub(crate) struct Faults {
     pub(crate) console: Option<String>,
     /// All calls after this many more fail with ExpiredToken.
     pub(crate) expires_after: Option<u32>,
+    /// How much an answer shows at most, so that there are more pages.
+    pub(crate) items_per_page: Option<usize>,
     pub(crate) planned: VecDeque<Planned>,
     /// Kills a labhost in one of its calls.
     pub(crate) strike: Option<Strike>,

@@ -133,6 +133,11 @@ impl Cloud {
         self.with(|world| world.left())
     }
 
+    /// How many answers nobody has read to their end.
+    pub(crate) fn unread(&self) -> usize {
+        self.with(|world| world.pages.len())
+    }
+
     pub(crate) fn living(&self) -> Vec<Machine> {
         self.with(|world| {
             self.fake.look_at_hosts(world);
@@ -159,6 +164,8 @@ impl Cloud {
                 life: Life::Running,
                 hidden: 0,
                 looks: 0,
+                forgotten_calls: 0,
+                forgotten_looks: 0,
                 is_dying: false,
                 index: 0,
                 token: format!("token-{id}"),
@@ -337,6 +344,7 @@ impl Fake {
             world.violations.push(format!("{action}: version {version:?}"));
         }
         self.look_at_hosts(&mut world);
+        world.items_per_page = self.faults().items_per_page;
         let reply = self.act(&mut world, &action, &mut params, is_dry).await;
         self.hosts.open(world.doors());
         world.check_members();

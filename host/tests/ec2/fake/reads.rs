@@ -3,48 +3,61 @@
 use super::{
     Fake,
     query::{Filter, Params},
-    world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World},
+    world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
     xml::{Refused, Xml, node, refused, set, tags, text},
 };
 
 type Reply = Result<Xml, Refused>;
 
 pub(crate) fn describe_instances(world: &mut World, params: &mut Params) -> Reply {
-    let (ids, filters) = (params.list("InstanceId"), params.filters());
+    let filters = params.filters();
+    let named = |id: &String| filters.iter().any(|it| it.name == "instance-id" && it.values.contains(id));
+    let mut chosen: Vec<Machine> = Vec::new();
     for machine in &mut world.machines {
         machine.hidden = machine.hidden.saturating_sub(1);
         machine.look();
+        if machine.hidden == 0 && !(named(&machine.id) && take_one(&mut machine.forgotten_looks)) {
+            chosen.push(machine.clone());
+        }
     }
-    let known = |id: &String| world.machines.iter().any(|it| it.id == *id && it.hidden == 0);
-    if let Some(unknown) = ids.iter().find(|id| !known(id)) {
-        return Err(no_instance(unknown));
-    }
-    let chosen: Vec<Machine> = world
-        .machines
-        .iter()
-        .filter(|it| it.hidden == 0 && (ids.is_empty() || ids.contains(&it.id)))
-        .cloned()
-        .collect();
     let shown: Vec<_> =
         chosen.into_iter().filter(|it| world.passes(&filters, &it.tags, |name| property(it, name))).collect();
-    // As in EC2, one reservation for each launch.
+    // As in EC2, one reservation for each launch, which pages may divide.
+    let is_whole = world.items_per_page.is_none();
     let mut reservations: Vec<Vec<Machine>> = Vec::new();
     for it in shown {
-        match reservations.iter_mut().find(|reservation| reservation[0].token == it.token) {
+        match reservations.iter_mut().find(|reservation| is_whole && reservation[0].token == it.token) {
             Some(reservation) => reservation.push(it),
             None => reservations.push(vec![it]),
         }
     }
-    Ok(set("reservationSet", reservations.iter().map(|machines| reservation(machines))))
+    let reservations = reservations.iter().map(|machines| reservation(machines)).collect();
+    page(world, params, "reservationSet", reservations)
 }
 
-pub(crate) fn no_instance(id: &str) -> Refused {
-    refused("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))
+/// What is asked for now of all that there is, and a token for the rest. As in EC2, the token stands for the answer as
+/// it was when the first page was asked for.
+fn page(world: &mut World, params: &mut Params, name: &str, mut items: Vec<Xml>) -> Reply {
+    if let Some(token) = params.take("NextToken") {
+        items = world.pages.remove(&token).ok_or_else(|| {
+            refused("InvalidNextToken", format!("The value '{token}' for NextToken is not valid"))
+        })?;
+    }
+    let asked = params.take("MaxResults").and_then(|text| text.parse().ok());
+    let most = [asked, world.items_per_page].into_iter().flatten().min().unwrap_or(usize::MAX);
+    let rest = items.split_off(items.len().min(most));
+    if rest.is_empty() {
+        return Ok(set(name, items));
+    }
+    let token = format!("page-{}", world.number());
+    world.pages.insert(token.clone(), rest);
+    Ok(set(name, items) + text("nextToken", token))
 }
 
 fn property(machine: &Machine, name: &str) -> Option<Vec<String>> {
     Some(vec![match name {
         "instance-state-name" => machine.life.code_and_name().1.to_owned(),
+        "instance-id" => machine.id.clone(),
         "client-token" => machine.token.clone(),
         _ => return None,
     }])
@@ -138,7 +151,7 @@ pub(crate) fn describe_images(world: &mut World, params: &mut Params) -> Reply {
     if ids.is_empty() && owners != ["099720109477"] {
         world.violations.push(format!("images of anybody: owners {owners:?}"));
     }
-    Ok(set("imagesSet", shown))
+    page(world, params, "imagesSet", shown)
 }
 
 pub(crate) fn describe_vpcs(world: &mut World, params: &mut Params) -> Reply {
@@ -147,7 +160,7 @@ pub(crate) fn describe_vpcs(world: &mut World, params: &mut Params) -> Reply {
         (name == "is-default").then(|| vec!["true".to_owned()])
     });
     let vpc = text("vpcId", VPC) + text("isDefault", true);
-    Ok(set("vpcSet", passes.then_some(vpc)))
+    page(world, params, "vpcSet", passes.then_some(vpc).into_iter().collect())
 }
 
 pub(crate) fn describe_subnets(world: &mut World, params: &mut Params) -> Reply {
@@ -163,7 +176,7 @@ pub(crate) fn describe_subnets(world: &mut World, params: &mut Params) -> Reply 
             shown.push(text("subnetId", id) + text("vpcId", VPC) + text("availabilityZone", zone));
         }
     }
-    Ok(set("subnetSet", shown))
+    page(world, params, "subnetSet", shown)
 }
 
 pub(crate) fn describe_instance_types(params: &mut Params) -> Reply {
@@ -213,7 +226,7 @@ pub(crate) fn describe_security_groups(world: &mut World, params: &mut Params) -
             shown.push(group_item(&group));
         }
     }
-    Ok(set("securityGroupInfo", shown))
+    page(world, params, "securityGroupInfo", shown)
 }
 
 fn group_property(group: &Group, name: &str) -> Option<Vec<String>> {
@@ -262,7 +275,7 @@ pub(crate) fn describe_network_interfaces(world: &mut World, params: &mut Params
             shown.push(text("networkInterfaceId", &it.interface) + attachment);
         }
     }
-    Ok(set("networkInterfaceSet", shown))
+    page(world, params, "networkInterfaceSet", shown)
 }
 
 pub(crate) fn describe_volumes(world: &mut World, params: &mut Params) -> Reply {
@@ -273,7 +286,7 @@ pub(crate) fn describe_volumes(world: &mut World, params: &mut Params) -> Reply 
             shown.push(text("volumeId", &it.volume));
         }
     }
-    Ok(set("volumeSet", shown))
+    page(world, params, "volumeSet", shown)
 }
 
 pub(crate) fn describe_tags(world: &mut World, params: &mut Params) -> Reply {
@@ -296,7 +309,7 @@ pub(crate) fn describe_tags(world: &mut World, params: &mut Params) -> Reply {
             }
         }
     }
-    Ok(set("tagSet", shown))
+    page(world, params, "tagSet", shown)
 }
 
 pub(crate) fn console_output(fake: &Fake, params: &mut Params) -> Reply {

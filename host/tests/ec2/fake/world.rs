@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{hosts::Door, query::Filter};
+use super::{hosts::Door, query::Filter, xml::Xml};
 
 /// Where everything is.
 pub(crate) const VPC: &str = "vpc-0default";
@@ -45,6 +45,9 @@ pub(crate) struct Machine {
     /// Looks until it is known, and until its state moves on.
     pub(crate) hidden: u32,
     pub(crate) looks: u32,
+    /// Calls that change it, and looks that name it, which do not know it although listings show it.
+    pub(crate) forgotten_calls: u32,
+    pub(crate) forgotten_looks: u32,
     /// It ends while booting.
     pub(crate) is_dying: bool,
     pub(crate) index: usize,
@@ -145,6 +148,9 @@ pub(crate) struct World {
     /// Request and instances by client token.
     pub(crate) tokens: HashMap<String, (String, Vec<String>)>,
     pub(crate) calls: Vec<Call>,
+    /// The rest of answers whose next page has not been asked for, by token.
+    pub(crate) pages: HashMap<String, Vec<Xml>>,
+    pub(crate) items_per_page: Option<usize>,
     /// What no client of EC2 may do.
     pub(crate) violations: Vec<String>,
     pub(crate) is_duplicate_forbidden: bool,
@@ -266,6 +272,13 @@ impl World {
             values.iter().any(|value| filter.values.iter().any(|wanted| matches(wanted, value)))
         })
     }
+}
+
+/// Counts one down; whether there was one.
+pub(crate) fn take_one(count: &mut u32) -> bool {
+    let is_there = *count > 0;
+    *count = count.saturating_sub(1);
+    is_there
 }
 
 /// EC2's filters know `*`.
