@@ -60,7 +60,7 @@ options_map! {
         /// Open: the seed of Poisson arrivals, by default 1; the same rate and seed make the same arrivals.
         pub seed: Option<u64>,
         /// Closed: how many connections send, 1 to 28000, by default 64. Open: at most so many are open at once, by
-        /// default 1024; they are made as needed, and a request that finds all of them busy waits for one, which counts.
+        /// default 1024; they are made as needed, and a request that finds all busy waits for one, which counts.
         /// Burst: always equal to `requests`.
         pub connections: Option<u64>,
         /// Closed and open: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is

@@ -66,7 +66,7 @@ pub struct Report {
 /// How an open loop went.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct OpenLoop {
-    /// Requests that were due, per second of the time that they were to take; by chance it differs from the rate asked for.
+    /// Requests that were due, per second of the time that they were to take; by chance not quite the rate asked for.
     pub offered_per_second: f64,
     /// Requests due and not ended when the time for new ones was over. They were awaited, and are samples.
     pub unfinished: u64,

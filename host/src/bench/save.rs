@@ -43,7 +43,8 @@ struct Document<'reports> {
 ///
 /// Columns: `row` (`target` or `backend`), `target`, `url`, `mode`, `verdict`, `backend`, `count`, `share`,
 /// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, `min_ms` to
-/// `max_ms`, `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms` and `queued`. Fields are quoted after RFC 4180; lines end with LF.
+/// `max_ms`, `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms` and `queued`. Fields are
+/// quoted after RFC 4180; lines end with LF.
 #[must_use]
 pub fn csv(reports: &[Report]) -> String {
     let mut text = format!("{COLUMNS}\n");

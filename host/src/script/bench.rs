@@ -96,14 +96,17 @@ fn saved(run: &Run, (json, csv): (PathBuf, PathBuf)) -> Raw<Map> {
 mod functions {
     use super::*;
 
-    /// Sends a burst of 1000 requests at once to `url` and returns the report, a map: `requests_per_second`, `latency_ms`,
-    /// `counts`, `errors`, `backends`, `verdict`, `reasons` and more.
+    /// Sends a burst of 1000 requests at once to `url` and returns the report, a map: `requests_per_second`, `latency_ms`
+    /// and `service_ms` (from when a request was due, and from when it was sent), `counts`, `errors`, `backends`,
+    /// `verdict`, `reasons` and more.
     #[rhai_fn(return_raw)]
     pub fn http(context: NativeCallContext, url: &str) -> Raw<Dynamic> {
         http_with(context, url, Map::new())
     }
 
-    /// As `http`, with options.
+    /// As `http`, with options: `mode: "closed"` finds what a target can take, `mode: "open", rate: 1000` how long its
+    /// users wait at that rate. The report of an open loop also has `open`: `offered_per_second`, `send_lag_ms` (how late
+    /// the generator was by itself), `queued_ms`, `unfinished` and `connections`.
     #[rhai_fn(name = "http", return_raw)]
     pub fn http_with(context: NativeCallContext, url: &str, options: Map) -> Raw<Dynamic> {
         let run = run(&context)?;
