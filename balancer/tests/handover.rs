@@ -142,6 +142,12 @@ fn signal(pid: u32, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
+/// systemd waits only for a main process that is its own child when it hears of it.
+fn parent_of(pid: &str) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)).expect("a parent").to_owned()
+}
+
 fn pid_at(address: SocketAddr) -> u32 {
     let status: Value = serde_json::from_slice(&Client::connect(address).get("/status").body).expect("JSON");
     status["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a pid")
@@ -386,6 +392,7 @@ on_both_drivers! {
         line.write(&config.to_string());
         old.signal("USR2");
         let main = word();
+        assert_ne!(parent_of(main.strip_prefix("MAINPID=").expect("the main process")), old.child.id().to_string());
         assert_eq!(word(), "READY=1");
         assert!(old.wait_exit().success());
         // Until it has left the queue the old process may still answer who came to it.

@@ -307,3 +307,15 @@ fn clear_close_on_exec(fd: i32) -> bool {
     // SAFETY: changes a flag of a descriptor that this test owns.
     unsafe { libc::fcntl(fd, libc::F_SETFD, 0) == 0 }
 }
+
+#[test]
+fn unit_for_systemd_has_arguments_that_the_program_takes() {
+    let unit = include_str!("../balancer.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a command");
+    let arguments: Vec<&str> =
+        line.split(' ').skip(1).filter(|word| !word.contains("balancer.json")).collect();
+    let arguments: Vec<&str> =
+        arguments.into_iter().filter(|word| *word != "--config").chain(["--check"]).collect();
+    let output = run(&arguments, &config_over(&[], json!({})).to_string());
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+}
