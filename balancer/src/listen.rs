@@ -5,12 +5,15 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// Connections waiting to be accepted, per listener. The kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// How long a client may be silent before it is accepted nevertheless, in seconds: the kernel counts in retransmissions,
+/// of which the first comes after one.
+const SILENT_S: libc::c_int = 1;
 /// The first descriptor passed in by the protocol of `LISTEN_FDS`.
 const FIRST_PASSED: RawFd = 3;
 /// Passed listeners that are looked at; more is a mistake.
@@ -112,9 +115,25 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(TcpListener::from(socket))
 }
 
-/// Accepted sockets inherit this, which saves a system call for each.
+/// Accepted sockets inherit `TCP_NODELAY`, which saves a system call for each.
 fn prepare(socket: &OwnedFd) -> io::Result<()> {
-    Ok(sockopt::set_tcp_nodelay(socket, true)?)
+    sockopt::set_tcp_nodelay(socket, true)?;
+    accept_with_request(socket.as_fd())
+}
+
+/// Leaves a client in the kernel until its request is there, or until it has said nothing for [`SILENT_S`]: the thread
+/// then wakes once for both and finds something to receive.
+fn accept_with_request(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &SILENT_S)
+}
+
+fn set_option<T>(socket: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> io::Result<()> {
+    let size = size_of_val(value) as libc::socklen_t;
+    // SAFETY: the kernel reads `size` bytes of `value` during the call, and the caller knows the option's type.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), size)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// From now on `listener` ignores attempts to connect, so that its queue can be emptied for good: a client that is
@@ -134,23 +153,13 @@ pub(crate) fn ignore_new_clients(listener: BorrowedFd<'_>) -> io::Result<()> {
         step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
     ];
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the kernel copies the program, which lives through the call, and the length is that of the structure.
-    let result = unsafe {
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const filter).cast(),
-            size_of_val(&filter) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // The kernel copies the program, which lives through the call.
+    set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;
-    use std::os::fd::AsFd;
     use std::time::Duration;
 
     use super::*;
@@ -165,6 +174,18 @@ mod tests {
         assert_eq!(sizes(2, 2), [1, 1]);
         assert_eq!(sizes(3, 2), [2, 1]);
         assert_eq!(sizes(1, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn client_is_accepted_with_its_request() {
+        let listeners = Listeners::bind("127.0.0.1:0".parse().expect("an address"), 1).expect("bound");
+        let (fd, mut seconds) = (listeners.sockets()[0].as_raw_fd(), 0i32);
+        let mut size = size_of_val(&seconds) as libc::socklen_t;
+        let value = (&raw mut seconds).cast();
+        // SAFETY: the kernel writes `size` bytes, which `seconds` has.
+        let result =
+            unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, &raw mut size) };
+        assert_eq!((result, seconds), (0, SILENT_S));
     }
 
     #[test]
