@@ -4,6 +4,7 @@
 //! `now` is given, moves by 10 us per choice and is not read from a clock, except under "with the clock read", which
 //! is what to compare with tower: it reads the clock itself.
 
+use std::collections::VecDeque;
 use std::future::{Ready, ready};
 use std::hint::black_box;
 use std::pin::pin;
@@ -12,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use select::{Backend, Cluster, Ejection, Limits, Outcome, PolicyKind, View};
+use select::{Backend, Cluster, Ejection, Limits, Outcome, PolicyKind, Ticket, View};
 use tower::Service;
 use tower::balance::p2c::Balance;
 use tower::discover::ServiceList;
@@ -26,28 +27,42 @@ fn view(size: usize, start: Instant) -> Arc<View> {
     Arc::new(View::new(backends, Ejection::default()).limited(limits))
 }
 
-/// As in a busy balancer: half a request in flight per backend, and every backend has been measured.
-fn busy(size: usize, policy: PolicyKind, start: Instant) -> Cluster {
-    let view = view(size, start);
-    for (index, backend) in view.backends().iter().enumerate() {
-        backend.probed(Duration::from_micros(900 + index as u64 % 200));
-    }
-    let mut cluster = Cluster::new(view, policy, 1);
-    for round in 0..4 * size as u32 {
-        let ticket = cluster.pick(start).expect("all are up");
-        cluster.finish(ticket, Outcome::Success, start + Duration::from_micros(u64::from(900 + round % 200)));
-    }
-    for _ in 0..size / 2 {
-        // Left in flight for the whole measurement.
-        let _ = cluster.pick(start);
-    }
-    cluster
+/// A picker as in a busy balancer: every backend has been measured, half a request is in flight per backend, and each
+/// choice is followed by the end of the oldest request.
+struct Busy {
+    cluster: Cluster,
+    open: VecDeque<Ticket>,
+    now: Instant,
 }
 
-fn once(cluster: &mut Cluster, now: &mut Instant) {
-    *now += Duration::from_micros(10);
-    let ticket = cluster.pick(black_box(*now)).expect("all are up");
-    cluster.finish(ticket, Outcome::Success, *now + Duration::from_millis(1));
+impl Busy {
+    fn new(view: Arc<View>, policy: PolicyKind, seed: u64, start: Instant) -> Self {
+        let size = view.backends().len();
+        for (index, backend) in view.backends().iter().enumerate() {
+            backend.probed(Duration::from_micros(900 + index as u64 % 200));
+        }
+        let mut cluster = Cluster::new(view, policy, seed);
+        for round in 0..4 * size as u32 {
+            let ticket = cluster.pick(start).expect("all are up");
+            let latency = Duration::from_micros(u64::from(900 + round % 200));
+            cluster.finish(ticket, Outcome::Success, start + latency);
+        }
+        let open = (0..size.div_ceil(2)).map(|_| cluster.pick(start).expect("all are up")).collect();
+        Self { cluster, open, now: start + Duration::from_millis(1) }
+    }
+
+    fn once(&mut self) {
+        self.now += Duration::from_micros(10);
+        self.open.push_back(self.cluster.pick(black_box(self.now)).expect("all are up"));
+        let oldest = self.open.pop_front().expect("half a request per backend");
+        self.cluster.finish(oldest, Outcome::Success, self.now);
+    }
+
+    fn once_with_the_clock_read(&mut self) {
+        self.open.push_back(self.cluster.pick(Instant::now()).expect("all are up"));
+        let oldest = self.open.pop_front().expect("half a request per backend");
+        self.cluster.finish(oldest, Outcome::Success, Instant::now());
+    }
 }
 
 fn one_thread(criterion: &mut Criterion) {
@@ -55,10 +70,9 @@ fn one_thread(criterion: &mut Criterion) {
     for policy in PolicyKind::ALL {
         for size in SIZES {
             let start = Instant::now();
-            let mut cluster = busy(size, policy, start);
-            let mut now = start + Duration::from_millis(1);
+            let mut busy = Busy::new(view(size, start), policy, 1, start);
             group.bench_function(BenchmarkId::new(policy.name(), size), |bencher| {
-                bencher.iter(|| once(&mut cluster, &mut now));
+                bencher.iter(|| busy.once());
             });
         }
     }
@@ -67,13 +81,11 @@ fn one_thread(criterion: &mut Criterion) {
 
 fn with_the_clock_read(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick and finish with the clock read");
-    for size in [8, 64] {
-        let mut cluster = busy(size, PolicyKind::default(), Instant::now());
+    for size in SIZES {
+        let start = Instant::now();
+        let mut busy = Busy::new(view(size, start), PolicyKind::default(), 1, start);
         group.bench_function(BenchmarkId::new(PolicyKind::default().name(), size), |bencher| {
-            bencher.iter(|| {
-                let ticket = cluster.pick(Instant::now()).expect("all are up");
-                cluster.finish(ticket, Outcome::Success, Instant::now());
-            });
+            bencher.iter(|| busy.once_with_the_clock_read());
         });
         group.bench_function(BenchmarkId::new("tower p2c peak-ewma", size), |bencher| {
             let mut balance = tower_balance(size);
@@ -115,41 +127,42 @@ fn tower_balance(size: usize) -> Balance<ServiceList<Vec<PeakEwma<Nothing>>>, ()
 fn contended(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick and finish, contended");
     for policy in PolicyKind::ALL {
-        for threads in [2, 8] {
-            group.bench_function(
-                BenchmarkId::new(format!("{}, 8 backends", policy.name()), threads),
-                |bencher| {
-                    bencher.iter_custom(|rounds| together(policy, threads, rounds, Duration::ZERO));
-                },
-            );
+        for size in SIZES {
+            for threads in [2, 8] {
+                let id = BenchmarkId::new(format!("{}, {threads} threads", policy.name()), size);
+                group.bench_function(id, |bencher| {
+                    bencher.iter_custom(|rounds| together(policy, size, threads, rounds, Duration::ZERO));
+                });
+            }
         }
     }
-    let spaced = BenchmarkId::new("one per 10 us and thread", 2);
+    let spaced =
+        BenchmarkId::new(format!("{}, 2 threads, one per 10 us each", PolicyKind::default().name()), 8);
     group.bench_function(spaced, |bencher| {
-        bencher.iter_custom(|rounds| together(PolicyKind::default(), 2, rounds, Duration::from_micros(10)));
+        bencher
+            .iter_custom(|rounds| together(PolicyKind::default(), 8, 2, rounds, Duration::from_micros(10)));
     });
     group.finish();
 }
 
 /// Runs `rounds` choices on each of `threads`, with so much other work before each, and returns the longest time that
 /// a thread spent on choosing.
-fn together(policy: PolicyKind, threads: u64, rounds: u64, apart: Duration) -> Duration {
+fn together(policy: PolicyKind, size: usize, threads: u64, rounds: u64, apart: Duration) -> Duration {
     let start = Instant::now();
-    let view = Arc::clone(busy(8, policy, start).view());
+    let view = view(size, start);
     let ready = Arc::new(Barrier::new(threads as usize));
     let workers: Vec<_> = (0..threads)
         .map(|seed| {
             let (view, ready) = (Arc::clone(&view), Arc::clone(&ready));
             std::thread::spawn(move || {
-                let mut cluster = Cluster::new(view, policy, seed);
-                let mut now = start + Duration::from_millis(1);
+                let mut busy = Busy::new(view, policy, seed, start);
                 ready.wait();
                 if apart.is_zero() {
                     let begin = Instant::now();
-                    (0..rounds).for_each(|_| once(&mut cluster, &mut now));
+                    (0..rounds).for_each(|_| busy.once());
                     return begin.elapsed();
                 }
-                (0..rounds).map(|_| spaced(&mut cluster, &mut now, apart)).sum()
+                (0..rounds).map(|_| spaced(&mut busy, apart)).sum()
             })
         })
         .collect();
@@ -157,13 +170,13 @@ fn together(policy: PolicyKind, threads: u64, rounds: u64, apart: Duration) -> D
 }
 
 /// One choice after some time without; includes one read of the clock.
-fn spaced(cluster: &mut Cluster, now: &mut Instant, apart: Duration) -> Duration {
+fn spaced(busy: &mut Busy, apart: Duration) -> Duration {
     let idle = Instant::now();
     while idle.elapsed() < apart {
         std::hint::spin_loop();
     }
     let begin = Instant::now();
-    once(cluster, now);
+    busy.once();
     begin.elapsed()
 }
 

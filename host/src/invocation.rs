@@ -23,15 +23,22 @@ impl Invocation {
         let is_alias = exe.parent().is_some_and(|dir| dir.ends_with("target/lab"));
         let program = if is_alias { "cargo lab" } else { "labhost" };
         let state = state.map_or_else(String::new, |dir| format!(" --state {}", dir.display()));
-        let folder = recipe.rfind('/').map_or("", |end| &recipe[..=end]);
-        Self { words: format!("{program}{state}"), folder: folder.to_owned() }
+        Self { words: format!("{program}{state}"), folder: folder_of(recipe).to_owned() }
     }
 
-    /// The command that runs `recipe`, a file beside the one that runs.
+    /// The command that runs `recipe`, a file of the recipes' folder.
     #[must_use]
     pub fn of(&self, recipe: &str) -> String {
         format!("{} {}{recipe}", self.words, self.folder)
     }
+}
+
+/// Up to the nearest folder called `recipes`, as [`crate::recipe::Recipe`] finds it, or else the file's own folder.
+fn folder_of(recipe: &str) -> &str {
+    let own = recipe.rfind('/').map_or("", |end| &recipe[..=end]);
+    let inside = own.rfind("/recipes/").map(|at| at + "/recipes/".len());
+    let first = own.starts_with("recipes/").then_some("recipes/".len());
+    inside.or(first).map_or(own, |end| &own[..end])
 }
 
 #[cfg(test)]
@@ -45,5 +52,10 @@ mod tests {
         };
         assert_eq!(of("/r/target/lab/labhost", "recipes/run.rhai", None), "cargo lab recipes/stop.rhai");
         assert_eq!(of("/bin/labhost", "run.rhai", Some("s2")), "labhost --state s2 stop.rhai");
+        for nested in ["recipes/experiments/run.rhai", "recipes/a/b/run.rhai"] {
+            assert_eq!(of("/bin/labhost", nested, None), "labhost recipes/stop.rhai");
+        }
+        assert_eq!(of("/bin/labhost", "/x/recipes/a/run.rhai", None), "labhost /x/recipes/stop.rhai");
+        assert_eq!(of("/bin/labhost", "my-recipes/run.rhai", None), "labhost my-recipes/stop.rhai");
     }
 }
