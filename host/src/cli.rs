@@ -122,7 +122,7 @@ pub enum Command {
     },
     /// Let the lab live for this long from now, for example 2h.
     Extend { ttl: Span },
-    /// Say what is missing on this machine and how to get it.
+    /// Say what is missing on this machine and how to get it, and on ec2 what the account permits.
     Doctor,
     #[command(hide = true)]
     Agent,

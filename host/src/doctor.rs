@@ -1,10 +1,18 @@
-//! `labhost doctor`: what this machine lacks for running labs, and how to get it.
+//! `labhost doctor`: what this machine lacks for running labs, and how to get it; and what the account that the lab
+//! runs on permits.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, sync::Arc};
 
 use serde_json::{Value, json};
 
-use crate::{Error, Kind, programs, ui::Ui};
+use crate::{
+    Error, Kind,
+    cli::Options,
+    commands, programs,
+    provider::{Permit, Trial},
+    runner,
+    ui::Ui,
+};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +47,16 @@ impl Finding {
 /// Descriptors that a burst of 1000 requests needs on both sides of the balancer, with room to spare.
 const DESCRIPTORS_WANTED: u64 = 4096;
 
-/// Prints a table of findings. Errors with `Kind::Host` when something is missing that every lab needs.
-pub fn run(ui: &Ui) -> Result<(), Error> {
+/// Prints tables of findings. Errors with `Kind::Host` when something is missing that every lab needs, and with
+/// `Kind::Provider` when the account refuses what a run or a teardown calls.
+pub fn run(options: &Options, ui: &Arc<Ui>) -> Result<(), Error> {
+    match (machine(ui), account(options, ui)) {
+        (Err(error), Err(more)) => Err(error.with_detail(more.message)),
+        (machine, account) => machine.and(account),
+    }
+}
+
+fn machine(ui: &Ui) -> Result<(), Error> {
     let findings = [
         rust(),
         c_compiler(),
@@ -61,6 +77,54 @@ pub fn run(ui: &Ui) -> Result<(), Error> {
     }
     Err(Error::new(Kind::Host, format!("missing: {}", missing.join(", ")))
         .with_hint("The table above says how to get each."))
+}
+
+/// Tries the calls of the provider that is named or that the lab here runs on.
+fn account(options: &Options, ui: &Arc<Ui>) -> Result<(), Error> {
+    let dir = match runner::state_dir(options, None) {
+        Ok(dir) => dir,
+        // Nobody asks for an account.
+        Err(_) if options.provider.as_deref().is_none_or(|name| name == "local") => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let provider = commands::provider(options, &dir, ui)?;
+    let trials = runner::runtime()?.block_on(provider.examine())?;
+    if trials.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = trials.iter().map(trial_row).collect();
+    ui.table(&rows, &["call", "answer", "detail"].map(str::to_owned));
+    sum_up(&trials, ui)
+}
+
+fn trial_row(trial: &Trial) -> Value {
+    let answer = match trial.permit {
+        Permit::Permitted => "permitted",
+        Permit::Refused => "REFUSED",
+        Permit::Unclear => "unclear",
+    };
+    json!({ "call": trial.call, "answer": answer, "detail": trial.detail })
+}
+
+fn sum_up(trials: &[Trial], ui: &Ui) -> Result<(), Error> {
+    let calls = |permit| {
+        let calls: Vec<_> = trials.iter().filter(|it| it.permit == permit).map(|it| it.call).collect();
+        calls.join(", ")
+    };
+    let (refused, unclear) = (calls(Permit::Refused), calls(Permit::Unclear));
+    if !refused.is_empty() {
+        return Err(Error::provider(format!("refused: {refused}"))
+            .with_hint("The table above says why; README lists the permissions that labhost needs."));
+    }
+    if unclear.is_empty() {
+        ui.info("this account permits all that a run and a teardown call");
+    } else {
+        ui.info(&format!(
+            "nothing is refused, and unclear is: {unclear}. What is tried on a lab's own things shows when there are \
+             some: ask again after a first run of one instance"
+        ));
+    }
+    Ok(())
 }
 
 fn first_line(program: &str, arguments: &[&str]) -> Option<String> {

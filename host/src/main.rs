@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             one(commands::logs(&options, &host, &service, lines, follow, &ui))
         }
         Command::Extend { ttl } => one(commands::extend(&options, ttl, &ui)),
-        Command::Doctor => one(doctor::run(&ui)),
+        Command::Doctor => one(doctor::run(&options, &ui)),
         Command::Agent => one(runner::state_dir(&options, None).and_then(|dir| local::agent_main(&dir))),
         Command::Guest { words } => {
             return ExitCode::from(u8::try_from(local::guest_main(&words)).unwrap_or(1));

@@ -140,6 +140,25 @@ pub struct Change {
     pub what: String,
 }
 
+/// How a call ended that was tried for `labhost doctor`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permit {
+    Permitted,
+    /// A run or a teardown would fail here.
+    Refused,
+    /// It was tried on what is not there, or something else went wrong.
+    Unclear,
+}
+
+/// One call that a run or a teardown makes, tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trial {
+    /// In the provider's words.
+    pub call: &'static str,
+    pub permit: Permit,
+    pub detail: String,
+}
+
 options_map! {
     /// One rule of a security group: who may reach a TCP port.
     #[derive(PartialEq, Eq, Serialize)]
@@ -238,6 +257,11 @@ pub trait Provider: Send + Sync {
 
     /// What a step would do, found by reading and by trial calls that change nothing.
     fn rehearse<'a>(&'a self, step: &'a Step) -> Pending<'a, Vec<Change>>;
+
+    /// Tries every call that a run or a teardown makes, and changes nothing; empty when there is nothing to permit.
+    fn examine(&self) -> Pending<'_, Vec<Trial>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// What [`Provider::destroy`] would remove, in words for the user, one line each; empty when nothing is left.
     fn remains(&self) -> Pending<'_, Vec<String>>;

@@ -4,6 +4,7 @@
 //! Every test ends with an empty ledger, and fails when the endpoint has seen anything that EC2 would not take.
 
 mod chaos;
+mod doctor;
 #[expect(dead_code, reason = "the tests on machines use the rest")]
 mod fake;
 mod faults;

@@ -43,6 +43,13 @@ impl Ec2 {
     }
 
     async fn look(&self) -> Result<Seen, Error> {
+        let (seen, _) = self.identify().await?;
+        let elsewhere = self.look_elsewhere(&seen.mine, seen.is_learner_lab).await?;
+        Ok(Seen { elsewhere, ..seen })
+    }
+
+    /// Who is calling, without a look at what is theirs, and the name that AWS has for them.
+    pub(super) async fn identify(&self) -> Result<(Seen, String), Error> {
         let client = self.client().await?;
         let caller = client.sts.get_caller_identity().send().await;
         let caller = caller.map_err(|cause| Refusal::of("ask AWS who is calling", cause))?;
@@ -58,8 +65,7 @@ impl Ec2 {
             client.expiry.as_ref().map_or_else(String::new, |expiry| format!("; {expiry}")),
         ));
         let mine = Mine { lab: self.lab.clone(), owner };
-        let elsewhere = self.look_elsewhere(&mine, is_learner_lab).await?;
-        Ok(Seen { mine, elsewhere, is_learner_lab })
+        Ok((Seen { mine, elsewhere: 0, is_learner_lab }, arn))
     }
 
     /// Counts the owner's instances outside this lab, and names those whose time is over.

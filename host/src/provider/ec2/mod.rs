@@ -8,7 +8,7 @@
 //! | `keys`, `groups`, `rules`, `address`, `image`, `network` | what instances need |
 //! | `launch`, `userdata`, `view`, `poll`, `welcome` | instances, from the call to the first login |
 //! | `types` | virtual CPUs, architectures, prices |
-//! | `rehearse`, `teardown` | `--plan`; removing everything |
+//! | `rehearse`, `teardown`, `examine` | `--plan`; removing everything; `labhost doctor` |
 //! | `pace` | how long is waited; what a fake may change |
 //!
 //! Tags are the truth: every resource gets them in the call that creates it, and only what has this lab's is listed
@@ -24,11 +24,14 @@ use std::{
 
 use tokio::{sync::OnceCell, time::Instant};
 
-use super::{Change, Cost, Ingress, Instance, Launch, LoginKey, Pending, Provider, Say, Step, unknown_type};
+use super::{
+    Change, Cost, Ingress, Instance, Launch, LoginKey, Pending, Provider, Say, Step, Trial, unknown_type,
+};
 use crate::{Error, ssh::Session};
 
 mod address;
 mod client;
+mod examine;
 mod groups;
 mod image;
 mod keys;
@@ -282,6 +285,10 @@ impl Provider for Ec2 {
 
     fn rehearse<'a>(&'a self, step: &'a Step) -> Pending<'a, Vec<Change>> {
         Box::pin(self.rehearse_step(step))
+    }
+
+    fn examine(&self) -> Pending<'_, Vec<Trial>> {
+        Box::pin(self.examine_account())
     }
 
     fn remains(&self) -> Pending<'_, Vec<String>> {

@@ -20,23 +20,32 @@ impl Ec2 {
     }
 
     async fn find_network(&self) -> Result<Network, Error> {
-        let ec2 = &self.client().await?.ec2;
-        let vpcs = ec2.describe_vpcs().filters(tags::filter("is-default", ["true"]));
+        let vpc = self.find_vpc().await?;
+        let subnets = self.find_subnets(&vpc).await?;
+        Ok(Network { vpc, subnets })
+    }
+
+    pub(super) async fn find_vpc(&self) -> Result<String, Error> {
+        let vpcs = self.client().await?.ec2.describe_vpcs().filters(tags::filter("is-default", ["true"]));
         let vpcs = vpcs.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
         let vpcs = vpcs.map_err(|cause| Refusal::of("find the default network", cause))?;
-        let vpc = vpcs.first().and_then(|vpc| vpc.vpc_id()).ok_or_else(|| {
+        vpcs.into_iter().next().and_then(|vpc| vpc.vpc_id).ok_or_else(|| {
             Error::provider("find the default network: this region has none")
                 .with_hint("Make one with: aws ec2 create-default-vpc; or choose another --region.")
-        })?;
+        })
+    }
+
+    /// Ids of the default subnets, ordered by zone.
+    pub(super) async fn find_subnets(&self, vpc: &str) -> Result<Vec<String>, Error> {
         let filters = [tags::filter("vpc-id", [vpc]), tags::filter("default-for-az", ["true"])];
-        let call = ec2.describe_subnets().set_filters(Some(filters.to_vec()));
+        let call = self.client().await?.ec2.describe_subnets().set_filters(Some(filters.to_vec()));
         let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
         let subnets = by_zone(&found.map_err(|cause| Refusal::of("find subnets", cause))?);
         if subnets.is_empty() {
             return Err(Error::provider(format!("find subnets: network {vpc} has none in any zone"))
                 .with_hint("Make one with: aws ec2 create-default-subnet --availability-zone ZONE."));
         }
-        Ok(Network { vpc: vpc.to_owned(), subnets })
+        Ok(subnets)
     }
 }
 

@@ -75,6 +75,11 @@ impl Refusal {
         self.is(DRY_RUN)
     }
 
+    /// Whether the credentials do not allow it.
+    pub(super) fn is_denied(&self) -> bool {
+        ["UnauthorizedOperation", "AccessDenied", "AccessDeniedException"].iter().any(|code| self.is(code))
+    }
+
     /// Whether AWS does not know the thing, or not yet.
     pub(super) fn is_not_found(&self) -> bool {
         self.code.as_deref().is_some_and(|code| code.ends_with(".NotFound"))
@@ -172,15 +177,17 @@ fn judge(refusal: &Refusal) -> (Kind, String) {
 mod tests {
     use super::*;
 
-    fn refusal(code: Option<&str>) -> Refusal {
-        Refusal {
-            operation: "launch large".to_owned(),
-            code: code.map(str::to_owned),
-            message: "You have no more.".to_owned(),
-            request: Some("r-1".to_owned()),
-            lacks_credentials: false,
-            is_foreign_answer: false,
-            before: None,
+    impl Refusal {
+        pub(in super::super) fn with_code(code: Option<&str>) -> Self {
+            Self {
+                operation: "launch large".to_owned(),
+                code: code.map(str::to_owned),
+                message: "You have no more.".to_owned(),
+                request: Some("r-1".to_owned()),
+                lacks_credentials: false,
+                is_foreign_answer: false,
+                before: None,
+            }
         }
     }
 
@@ -188,7 +195,7 @@ mod tests {
     fn codes_become_exit_4_with_what_to_do() {
         #[track_caller]
         fn check(code: &str, part: &str) {
-            let error = Error::from(refusal(Some(code)));
+            let error = Error::from(Refusal::with_code(Some(code)));
             assert_eq!(error.kind, Kind::Provider, "{code}");
             assert!(error.hint.as_ref().unwrap().contains(part), "{code}: {error:?}");
             assert_eq!(error.message, format!("launch large: You have no more ({code})"));
@@ -206,10 +213,10 @@ mod tests {
 
     #[test]
     fn no_answer_is_a_failure_of_the_network() {
-        assert_eq!(Error::from(refusal(None)).kind, Kind::Host);
-        let lacking = Refusal { lacks_credentials: true, ..refusal(None) };
+        assert_eq!(Error::from(Refusal::with_code(None)).kind, Kind::Host);
+        let lacking = Refusal { lacks_credentials: true, ..Refusal::with_code(None) };
         assert_eq!(Error::from(lacking).kind, Kind::Provider);
-        let foreign = Refusal { is_foreign_answer: true, ..refusal(None) };
+        let foreign = Refusal { is_foreign_answer: true, ..Refusal::with_code(None) };
         assert!(Error::from(foreign).hint.unwrap().contains("AWS_ENDPOINT_URL"));
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface};
+use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface, TagDescription, Volume};
 
 use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
 use crate::{Error, provider::State};
@@ -35,12 +35,7 @@ impl Thing {
 impl Ec2 {
     /// Everything with the lab's tag.
     async fn tagged(&self) -> Result<Vec<Thing>, Error> {
-        let call = self.client().await?.ec2.describe_tags();
-        let call = call
-            .filters(tags::filter("key", [tags::LAB]))
-            .filters(tags::filter("value", [self.lab.as_str()]));
-        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-        let found = found.map_err(|cause| Refusal::of("look for what has the lab's tag", cause))?;
+        let found = self.lab_tags().await?;
         let mut things: Vec<Thing> = found
             .iter()
             .filter_map(|tag| {
@@ -59,10 +54,19 @@ impl Ec2 {
         Ok(things)
     }
 
+    /// What AWS says has the lab's tag, whether it is still there or not.
+    pub(super) async fn lab_tags(&self) -> Result<Vec<TagDescription>, Error> {
+        let call = self.client().await?.ec2.describe_tags();
+        let call = call
+            .filters(tags::filter("key", [tags::LAB]))
+            .filters(tags::filter("value", [self.lab.as_str()]));
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        found.map_err(|cause| Refusal::of("look for what has the lab's tag", cause).into())
+    }
+
     /// Ids of the lab's things of this kind that are really there; `None` for a kind that labhost does not make.
     /// Tags outlive what they were on for a while.
     async fn existing(&self, kind: &str) -> Result<Option<BTreeSet<String>>, Error> {
-        let ec2 = &self.client().await?.ec2;
         let ids = match kind {
             "instance" => {
                 let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
@@ -70,12 +74,7 @@ impl Ec2 {
             }
             "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
             "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
-            "volume" => {
-                let call = ec2.describe_volumes().filters(tags::of_lab(&self.lab));
-                let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-                let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
-                found.into_iter().filter_map(|it| it.volume_id).collect()
-            }
+            "volume" => self.disks().await?.into_iter().filter_map(|it| it.volume_id).collect(),
             "network-interface" => {
                 let found = self.interfaces(tags::of_lab(&self.lab)).await?;
                 found.into_iter().filter_map(|it| it.network_interface_id).collect()
@@ -189,7 +188,13 @@ impl Ec2 {
         })
     }
 
-    async fn interfaces(&self, filter: Filter) -> Result<Vec<NetworkInterface>, Error> {
+    pub(super) async fn disks(&self) -> Result<Vec<Volume>, Error> {
+        let call = self.client().await?.ec2.describe_volumes().filters(tags::of_lab(&self.lab));
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        found.map_err(|cause| Refusal::of("list disks", cause).into())
+    }
+
+    pub(super) async fn interfaces(&self, filter: Filter) -> Result<Vec<NetworkInterface>, Error> {
         let call = self.client().await?.ec2.describe_network_interfaces().filters(filter);
         let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
         found.map_err(|cause| Refusal::of("look at network interfaces", cause).into())

@@ -14,7 +14,7 @@ use super::{
 type Reply = Result<Xml, Refused>;
 
 /// What a trial is answered with when it would have succeeded.
-fn trial() -> Refused {
+pub(crate) fn trial() -> Refused {
     Refused {
         status: 412,
         code: "DryRunOperation".to_owned(),
@@ -232,7 +232,7 @@ fn instance_ids(world: &mut World, params: &mut Params) -> Result<Vec<String>, R
     Ok(ids)
 }
 
-fn no_instance(id: &str) -> Refused {
+pub(crate) fn no_instance(id: &str) -> Refused {
     refused("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"))
 }
 
@@ -271,8 +271,11 @@ pub(crate) async fn terminate_instances(
 }
 
 /// As in EC2, one that is started gets another public address.
-pub(crate) fn start_instances(fake: &Fake, world: &mut World, params: &mut Params) -> Reply {
+pub(crate) fn start_instances(fake: &Fake, world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
     let ids = instance_ids(world, params)?;
+    if is_dry {
+        return Err(trial());
+    }
     for it in world.machines.iter_mut().filter(|it| ids.contains(&it.id) && it.life == Life::Stopped) {
         it.life = Life::Pending;
         if let Some(address) = fake.hosts.start(&it.id) {
@@ -282,13 +285,17 @@ pub(crate) fn start_instances(fake: &Fake, world: &mut World, params: &mut Param
     Ok(set("instancesSet", ids.iter().map(|id| text("instanceId", id))))
 }
 
-pub(crate) fn create_tags(world: &mut World, params: &mut Params) -> Reply {
+/// As in EC2, all are tagged or none.
+pub(crate) fn create_tags(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
     let (ids, tags) = (params.list("ResourceId"), params.tags("Tag"));
-    for id in ids {
-        match world.machines.iter_mut().find(|it| it.id == id) {
-            Some(machine) => machine.tags.extend(tags.clone()),
-            None => return Err(refused("InvalidID", format!("The ID '{id}' is not valid"))),
-        }
+    if let Some(id) = ids.iter().find(|id| world.machines.iter().all(|it| it.id != **id)) {
+        return Err(no_instance(id));
+    }
+    if is_dry {
+        return Err(trial());
+    }
+    for it in world.machines.iter_mut().filter(|it| ids.contains(&it.id)) {
+        it.tags.extend(tags.clone());
     }
     done()
 }
@@ -317,8 +324,11 @@ pub(crate) fn import_key_pair(world: &mut World, params: &mut Params, is_dry: bo
 }
 
 /// As in EC2, deleting what is not there succeeds.
-pub(crate) fn delete_key_pair(world: &mut World, params: &mut Params) -> Reply {
+pub(crate) fn delete_key_pair(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
     let name = params.take("KeyName").unwrap_or_default();
+    if is_dry {
+        return Err(trial());
+    }
     if world.keys.iter().any(|key| key.name == name && key.tags.contains_key("foreign")) {
         world.violations.push(format!("the foreign key {name} was deleted"));
     }
@@ -413,11 +423,14 @@ pub(crate) fn revoke(world: &mut World, params: &mut Params, is_dry: bool) -> Re
     done()
 }
 
-pub(crate) fn delete_security_group(world: &mut World, params: &mut Params) -> Reply {
+pub(crate) fn delete_security_group(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
     let id = params.take("GroupId").unwrap_or_default();
     let Some(group) = world.groups.iter().find(|group| group.id == id).cloned() else {
         return Err(refused("InvalidGroup.NotFound", format!("The security group '{id}' does not exist")));
     };
+    if is_dry {
+        return Err(trial());
+    }
     let held = world.machines.iter().any(|it| it.has_interface() && it.groups.contains(&id));
     for it in world.machines.iter_mut().filter(|it| it.life == Life::Terminated && it.groups.contains(&id)) {
         it.lingering = it.lingering.saturating_sub(1);

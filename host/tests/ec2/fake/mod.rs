@@ -326,6 +326,9 @@ impl Fake {
         }
         let version = params.take("Version").unwrap_or_default();
         let is_dry = params.flag("DryRun");
+        if is_dry && action.starts_with("Describe") {
+            world.violations.push(format!("{action} is only tried, although it changes nothing"));
+        }
         world.calls.push(Call { action: action.clone(), is_dry });
         let strike = self.faults().next_strike(&action);
         if let Some(strike) = strike.filter(|it| !it.is_carried_out) {
@@ -383,17 +386,17 @@ impl Fake {
             "DescribeNetworkInterfaces" => reads::describe_network_interfaces(world, params),
             "DescribeVolumes" => reads::describe_volumes(world, params),
             "DescribeTags" => reads::describe_tags(world, params),
-            "GetConsoleOutput" => reads::console_output(self, params),
+            "GetConsoleOutput" => reads::console_output(self, world, params, is_dry),
             "RunInstances" => acts::run_instances(self, world, params, is_dry).await,
             "TerminateInstances" => acts::terminate_instances(self, world, params, is_dry).await,
-            "StartInstances" => acts::start_instances(self, world, params),
-            "CreateTags" => acts::create_tags(world, params),
+            "StartInstances" => acts::start_instances(self, world, params, is_dry),
+            "CreateTags" => acts::create_tags(world, params, is_dry),
             "ImportKeyPair" => acts::import_key_pair(world, params, is_dry),
-            "DeleteKeyPair" => acts::delete_key_pair(world, params),
+            "DeleteKeyPair" => acts::delete_key_pair(world, params, is_dry),
             "CreateSecurityGroup" => acts::create_security_group(self, world, params, is_dry),
             "AuthorizeSecurityGroupIngress" => acts::authorize(world, params, is_dry),
             "RevokeSecurityGroupIngress" => acts::revoke(world, params, is_dry),
-            "DeleteSecurityGroup" => acts::delete_security_group(world, params),
+            "DeleteSecurityGroup" => acts::delete_security_group(world, params, is_dry),
             _ => {
                 world.violations.push(format!("unknown action {action}"));
                 Err(refused(

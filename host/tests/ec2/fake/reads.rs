@@ -2,6 +2,7 @@
 
 use super::{
     Fake,
+    acts::{no_instance, trial},
     query::{Filter, Params},
     world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
     xml::{Refused, Xml, node, refused, set, tags, text},
@@ -182,9 +183,9 @@ pub(crate) fn describe_subnets(world: &mut World, params: &mut Params) -> Reply 
 pub(crate) fn describe_instance_types(params: &mut Params) -> Reply {
     let names = params.list("InstanceType");
     match names.first().map(String::as_str) {
-        Some("m7i.large") => {
+        Some(name @ ("m7i.large" | "t2.micro")) => {
             let processor = node("processorInfo", node("supportedArchitectures", text("item", "x86_64")));
-            Ok(set("instanceTypeSet", [text("instanceType", "m7i.large") + processor]))
+            Ok(set("instanceTypeSet", [text("instanceType", name) + processor]))
         }
         Some(name) => Err(refused(
             "InvalidInstanceType",
@@ -312,8 +313,14 @@ pub(crate) fn describe_tags(world: &mut World, params: &mut Params) -> Reply {
     page(world, params, "tagSet", shown)
 }
 
-pub(crate) fn console_output(fake: &Fake, params: &mut Params) -> Reply {
+pub(crate) fn console_output(fake: &Fake, world: &World, params: &mut Params, is_dry: bool) -> Reply {
     let id = params.take("InstanceId").unwrap_or_default();
+    if world.machines.iter().all(|it| it.id != id) {
+        return Err(no_instance(&id));
+    }
+    if is_dry {
+        return Err(trial());
+    }
     let output = fake.faults().console.clone();
     let output = output.map(|said| text("output", aws_smithy_types::base64::encode(said)));
     Ok(text("instanceId", id) + output.unwrap_or_default())
