@@ -6,7 +6,7 @@ use select::{
     PolicyKind,
     sim::{
         Arrivals, Change, Contender, Credits, Discipline, FOREVER, Load, Order, Probe, Scenario, Spec, Step,
-        What,
+        Waiting, What,
     },
 };
 
@@ -29,6 +29,8 @@ const EVENTS_MAX: usize = 1000;
 /// Points of a share over time; a plot has fewer pixels.
 const POINTS_MAX: u128 = 2000;
 const DURATION_MAX: Duration = Duration::from_secs(3600);
+/// Requests that wait: the balancer's own default of `limits.queue`.
+const QUEUE_MAX: usize = 1024;
 
 /// Slower and faster backends only make times too long or too short to be told apart.
 const SPEED_MIN: f64 = 1e-6;
@@ -150,7 +152,8 @@ options_map! {
         /// How long requests arrive before that (default: 5 s).
         #[serde(default)]
         pub warm_up: Option<Span>,
-        /// After this a client has no use for an answer any more (default: never).
+        /// After this a client has no use for an answer any more (default: never). The balancer knows it, as by its
+        /// `deadline_ms`, and lets requests wait or refuses them.
         #[serde(default)]
         pub deadline: Option<Span>,
         /// What happens to backends: a list of `#{ at, backend, what, ... }`.
@@ -275,6 +278,7 @@ impl Options {
         let mut scenario = Scenario::steady(specs, self.work.checked()?, Load::poisson(0.0));
         (scenario.warm_up, scenario.until) = (warm_up, warm_up + duration);
         scenario.deadline = self.deadline.map_or(FOREVER, |span| span.0);
+        scenario.waiting = self.deadline.map(|span| Waiting { count_max: QUEUE_MAX, deadline: span.0 });
         scenario.ejection.failures_in_row = self.failures_in_row.unwrap_or(scenario.ejection.failures_in_row);
         // As the balancer has them by default; a health check costs a worker next to nothing.
         scenario.probe = self.probe_interval.map(|span| Probe {
