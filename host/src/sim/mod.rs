@@ -1,6 +1,6 @@
 //! The policy simulator on a topology of the user's own: options in, rows out, and a page that shows them.
 //!
-//! [`options`] is what a recipe may write, [`study`] plays it on all cores, [`chart`] and [`page`] draw. All of it is
+//! [`Options`] is what a recipe may write, [`Study`] plays it on all cores, [`chart`] and [`page`] draw. All of it is
 //! pure apart from the threads. The simulation itself is `select::sim`, which drives the code that the balancer
 //! runs.
 //!
