@@ -21,7 +21,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OnceCell, watch},
+    sync::{OnceCell, Semaphore, SemaphorePermit, watch},
     time::timeout,
 };
 
@@ -41,7 +41,10 @@ pub const COPY_PORT: u16 = 8222;
 /// Copying is begun when sending would take this long: it costs two starts of python3 and some round trips, and a
 /// busy laptop whose instances are itself must not take its own slowness for the uplink's.
 const PAYS_AFTER: Duration = Duration::from_millis(1500);
-/// For measurements and tests: another value, in seconds.
+/// Uploads at once over an uplink that slow. They take no longer in turn than side by side, and a connection whose
+/// share is a few kilobytes per second would be taken for a dead one.
+const SLOW_AT_ONCE: usize = 2;
+/// For measurements and tests: another value of [`PAYS_AFTER`], in seconds.
 const PAYS_AFTER_VARIABLE: &str = "LABHOST_COPY_AFTER";
 
 /// From starting the server to its word; usually 50 ms and a round trip.
@@ -60,6 +63,7 @@ pub struct Spread {
     /// Length and hash, computed once.
     content: OnceCell<(u64, String)>,
     state: watch::Sender<State>,
+    turns: Semaphore,
     trouble: Mutex<Option<String>>,
 }
 
@@ -70,6 +74,8 @@ struct State {
     busy: usize,
     /// Hosts that have ended.
     settled: usize,
+    /// Whether what is sent from here goes in turns.
+    is_slow: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -110,7 +116,7 @@ impl Spread {
     #[must_use]
     pub fn with_threshold(hosts: usize, pays_after: Duration) -> Self {
         let (content, state, trouble) = (OnceCell::new(), watch::Sender::default(), Mutex::default());
-        Self { hosts, pays_after, content, state, trouble }
+        Self { hosts, pays_after, content, state, turns: Semaphore::new(SLOW_AT_ONCE), trouble }
     }
 
     /// As [`Session::upload`] of the same file for every host. `address` is where other hosts reach this one.
@@ -137,13 +143,15 @@ impl Spread {
             let begun = Instant::now();
             session.send(&operation, Source::File(local), &target).await?;
             let took = begun.elapsed().saturating_sub(overhead);
-            if let Some(address) = address.filter(|_| self.is_copying_better(took, mode)) {
+            let is_better = self.judge(took, mode);
+            if let Some(address) = address.filter(|_| is_better) {
                 self.serve(session, address, &target).await?;
             }
             return Ok(target.uploaded(true));
         }
         let copied_from = self.copy(session, &operation, &target).await?;
         if copied_from.is_none() {
+            let _turn = self.turn().await;
             session.send(&operation, Source::File(local), &target).await?;
         }
         Ok(Uploaded { copied_from, ..target.uploaded(true) })
@@ -194,12 +202,21 @@ impl Spread {
         if let Phase::Serving(offer) = &state.phase { Some(offer.clone()) } else { None }
     }
 
-    /// The uplink is shared: sending to several at once takes as long as to one after the other.
-    fn is_copying_better(&self, took: Duration, mode: u32) -> bool {
+    /// Whether the others are to copy, by how long the first took. The uplink is shared: sending to several at once
+    /// takes as long as to one after the other.
+    fn judge(&self, took: Duration, mode: u32) -> bool {
         let others = self.hosts.saturating_sub(self.state.borrow().settled + 1);
         let sending = took.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX));
+        self.state.send_modify(|state| state.is_slow = sending >= PAYS_AFTER);
         let is_for_everybody = mode & 0o004 != 0;
         others > 0 && is_for_everybody && sending >= self.pays_after
+    }
+
+    /// Waits until this host may be sent to; the turn ends when it is dropped.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let is_slow = self.state.borrow().is_slow;
+        // The semaphore is never closed.
+        if is_slow { self.turns.acquire().await.ok() } else { None }
     }
 
     /// Serves until everybody has it. A server that fails is no failure of the upload.
@@ -286,4 +303,45 @@ fn python(text: &str) -> String {
 fn reason(error: &Error) -> String {
     let detail = error.detail.as_deref().and_then(|detail| detail.lines().last());
     detail.map_or_else(|| error.message.clone(), |detail| format!("{} ({detail})", error.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether eight others copy, and whether they take turns otherwise.
+    fn judged(took_ms: u64, mode: u32) -> (bool, bool) {
+        let spread = Spread::with_threshold(9, PAYS_AFTER);
+        let copies = spread.judge(Duration::from_millis(took_ms), mode);
+        let is_slow = spread.state.borrow().is_slow;
+        (copies, is_slow)
+    }
+
+    #[test]
+    fn a_slow_uplink_is_used_once_or_in_turns() {
+        assert_eq!(judged(20, 0o755), (false, false));
+        assert_eq!(judged(187, 0o755), (false, false));
+        assert_eq!(judged(188, 0o755), (true, true));
+        assert_eq!(judged(188, 0o700), (false, true));
+        assert_eq!(judged(u64::MAX, 0o644), (true, true));
+    }
+
+    #[test]
+    fn the_last_host_has_nobody_to_copy_for() {
+        let spread = Spread::with_threshold(2, Duration::ZERO);
+        drop(Busy::new(&spread));
+        assert!(!spread.judge(Duration::MAX, 0o755));
+        assert!(!Spread::with_threshold(1, Duration::ZERO).judge(Duration::MAX, 0o755));
+    }
+
+    #[tokio::test]
+    async fn two_at_a_time_over_a_slow_uplink() {
+        let spread = Spread::with_threshold(9, Duration::MAX);
+        assert!(spread.turn().await.is_none(), "nobody waits where it is fast");
+        spread.judge(Duration::from_secs(9), 0o755);
+        let turns = (spread.turn().await, spread.turn().await);
+        assert!(timeout(Duration::from_millis(20), spread.turn()).await.is_err());
+        drop(turns);
+        assert!(spread.turn().await.is_some());
+    }
 }

@@ -143,7 +143,7 @@ impl Load {
                             kept = connection.filter(|_| number % 2 == 0);
                         }
                         Err(error) => {
-                            failures.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string())
+                            failures.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
                         }
                     }
                     std::thread::sleep(PAUSE);

@@ -38,6 +38,10 @@ const REJECTION_TIME: Duration = Duration::from_millis(50);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_MISSES: usize = 3;
 
+/// What a client may send ahead. With russh's 2 MB it hears nothing for so long over a slow uplink that it takes the
+/// server for dead; OpenSSH's server says every 100 KB that it has got them.
+const WINDOW_BYTES: u32 = 256 << 10;
+
 /// How long to rest when no connection can be accepted, which is when descriptors have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -108,6 +112,7 @@ fn config(key: PrivateKey) -> Config {
         keepalive_interval: Some(KEEP_ALIVE),
         keepalive_max: KEEP_ALIVE_MISSES,
         nodelay: true,
+        window_size: WINDOW_BYTES,
         ..Config::default()
     }
 }
