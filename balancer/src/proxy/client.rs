@@ -106,8 +106,17 @@ impl Client {
         }
     }
 
+    /// Sends the last bytes of the last answer, and the end of the stream; whether that succeeded.
+    pub(crate) async fn send_last(&mut self, thread: &Thread, buffer: Buffer) -> bool {
+        thread.give_buffer(std::mem::take(&mut self.out));
+        let wait = thread.site().generation.config.timeouts.body_idle;
+        let (sent, buffer) = self.writer.send_last(buffer, wait).await;
+        thread.give_buffer(buffer);
+        sent.is_ok()
+    }
+
     /// Sends the last bytes of an answer; whether that succeeded.
-    pub(crate) async fn send(&mut self, thread: &Thread, buffer: Buffer) -> bool {
+    async fn send(&mut self, thread: &Thread, buffer: Buffer) -> bool {
         let wait = thread.site().generation.config.timeouts.body_idle;
         let (sent, buffer) = self.writer.send(buffer, wait).await;
         thread.give_buffer(buffer);
@@ -142,7 +151,7 @@ impl Client {
         self.searched = 0;
     }
 
-    /// Ends the stream, then reads until the client has closed, for a bounded time.
+    /// Ends the stream if that is not done, then reads until the client has closed, for a bounded time.
     pub(crate) async fn linger(mut self, thread: &Thread) {
         self.writer.finish();
         let due_ms = thread.watch.now_ms() + LINGER_MS;
@@ -185,7 +194,7 @@ impl Drop for Counted {
 pub(crate) async fn turn_away(mut client: Client, thread: Rc<Thread>) {
     let mut buffer = thread.take_buffer();
     Answer::error(503).write(buffer.end(), &Meta::default());
-    if client.send(&thread, buffer).await {
+    if client.send_last(&thread, buffer).await {
         client.linger(&thread).await;
     }
 }
