@@ -22,7 +22,7 @@ use crate::proxy::{self, Client};
 use crate::site::Shared;
 use crate::thread::Thread;
 use crate::watch::TICK;
-use crate::{clock, listen};
+use crate::{clock, crew, listen};
 
 /// Connections over the limit that are being told so; beyond, they are closed without a word.
 const TURNED_AWAY_MAX: usize = 64;
@@ -58,6 +58,7 @@ pub(crate) fn run(
             thread.tick(clock::now());
         }
         drain(&thread, &accepting).await;
+        thread.crew.dismiss();
         Ok(())
     })
 }
@@ -146,7 +147,9 @@ fn start(thread: &Rc<Thread>, socket: OwnedFd, address: Option<IpAddr>) -> io::R
     if open < limit {
         totals.connections_accepted.fetch_add(1, Relaxed);
         let client = Client::new(stream, address, thread);
-        spawn(thread, proxy::serve(client, Rc::clone(thread)));
+        if let Some(client) = thread.crew.take_on(client) {
+            spawn(thread, crew::work(client, Rc::clone(thread)));
+        }
     } else {
         totals.connections_refused.fetch_add(1, Relaxed);
         if open < limit + TURNED_AWAY_MAX {

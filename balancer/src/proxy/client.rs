@@ -12,10 +12,8 @@ use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::http::Refusal;
 use crate::socket::{self, Peer, Reader, Writer};
-use crate::thread::Thread;
+use crate::thread::{IDLE_BYTES, Thread};
 
-/// What an idle client connection holds: enough for nearly every head, small enough for ten thousand clients.
-const IDLE_BYTES: usize = 4 << 10;
 /// How long and how much is read and thrown away after the last answer, until the client closes too.
 const LINGER_MS: u64 = 1_000;
 const LINGER_BYTES: usize = 1 << 20;
@@ -30,13 +28,12 @@ pub(crate) struct Client {
     head_due_ms: u64,
     /// Bytes of that head in which no end was found.
     searched: usize,
-    _counted: Counted,
+    counted: Counted,
 }
 
 impl Client {
     pub(crate) fn new(stream: TcpStream, address: IpAddr, thread: &Rc<Thread>) -> Self {
-        let (reader, writer) =
-            socket::split(stream, &thread.watch, Buffer::with_capacity(IDLE_BYTES), Peer::Client);
+        let (reader, writer) = socket::split(stream, &thread.watch, thread.take_idle_buffer(), Peer::Client);
         reader.carries_requests();
         let head = thread.site().generation.config.timeouts.head;
         Self {
@@ -46,7 +43,7 @@ impl Client {
             address: address.to_canonical().to_string(),
             head_due_ms: thread.watch.now_ms() + head.as_millis() as u64,
             searched: 0,
-            _counted: Counted::new(thread),
+            counted: Counted::new(thread),
         }
     }
 
@@ -169,6 +166,12 @@ impl Client {
 
     pub(crate) fn reset(self) {
         self.writer.reset_on_close();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.counted.0.give_idle_buffer(std::mem::take(&mut self.reader.inbound));
     }
 }
 
