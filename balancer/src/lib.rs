@@ -14,6 +14,7 @@ mod buffer;
 mod clock;
 pub mod config;
 mod control;
+mod crew;
 mod driver;
 mod error;
 mod handover;

@@ -24,7 +24,7 @@ use crate::proxy::{self, Client};
 use crate::site::Shared;
 use crate::thread::Thread;
 use crate::watch::TICK;
-use crate::{clock, listen};
+use crate::{clock, crew, listen};
 
 /// Connections over the limit that are being told so; beyond, they are closed without a word. Without descriptors, so
 /// many are told so per tick.
@@ -69,6 +69,7 @@ pub(crate) fn run(
         }
         drain(&thread, &accepting).await;
         thread.recorder.iter().for_each(Recorder::flush);
+        thread.crew.dismiss();
         Ok(())
     })
 }
@@ -190,7 +191,9 @@ fn start(thread: &Rc<Thread>, socket: OwnedFd, address: Option<IpAddr>) -> io::R
     if open < limit {
         totals.connections_accepted.fetch_add(1, Relaxed);
         let client = Client::new(stream, address, thread);
-        spawn(thread, proxy::serve(client, Rc::clone(thread)));
+        if let Some(client) = thread.crew.take_on(client) {
+            spawn(thread, crew::work(client, Rc::clone(thread)));
+        }
     } else {
         totals.connections_refused.fetch_add(1, Relaxed);
         if open < limit + TURNED_AWAY_MAX {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::net::TcpStream;
-use rustix::net::Shutdown;
+use rustix::net::{SendFlags, Shutdown};
 
 use crate::buffer::Buffer;
 use crate::watch::{self, Deadline, Timer, Traffic, Watch};
@@ -152,6 +152,21 @@ impl Writer {
             }
         }
         (Ok(()), buffer)
+    }
+
+    /// Sends all of `buffer` and then the end of the stream, in one segment as far as that goes without waiting: it
+    /// saves the work of a packet on both sides, and the client wakes once. Gives the buffer back.
+    pub(crate) async fn send_last(&mut self, mut buffer: Buffer, wait: Duration) -> (io::Result<()>, Buffer) {
+        let flags = SendFlags::MORE | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // What fails here fails again below.
+        let sent = rustix::net::send(self.fd(), buffer.as_slice(), flags).unwrap_or(0);
+        self.timer.watch().count(self.way, sent);
+        buffer.consume(sent);
+        let (result, buffer) = self.send(buffer, wait).await;
+        if result.is_ok() {
+            self.finish();
+        }
+        (result, buffer)
     }
 
     /// Sends the end of the stream. The other half still receives.

@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::access::Recorder;
 use crate::bell::Bell;
 use crate::buffer::Buffer;
+use crate::crew::Crew;
 use crate::retry::RetryBudget;
 use crate::site::{Shared, Site};
 use crate::stats::{CLASSES, COUNTS};
@@ -19,7 +20,9 @@ use crate::watch::Watch;
 
 /// A buffer that holds most messages whole: a typical answer is sent as it was received, in one piece.
 pub(crate) const BUFFER_BYTES: usize = 16 << 10;
-/// Buffers kept for reuse by one thread, 4 MiB; more are freed after a burst.
+/// What an idle client connection holds: enough for nearly every head, small enough for ten thousand clients.
+pub(crate) const IDLE_BYTES: usize = 4 << 10;
+/// Buffers of each size kept for reuse by one thread, 5 MiB in all; more are freed after a burst.
 const SPARE_MAX: usize = 256;
 
 pub(crate) struct Thread {
@@ -37,7 +40,10 @@ pub(crate) struct Thread {
     seed: u64,
     site: RefCell<Rc<Site>>,
     version: Cell<u64>,
-    spare: RefCell<Vec<Buffer>>,
+    spare: Spare<BUFFER_BYTES>,
+    idle: Spare<IDLE_BYTES>,
+    /// Tasks that wait for a client.
+    pub(crate) crew: Crew,
     counts: [Cell<u64>; COUNTS],
 }
 
@@ -78,7 +84,9 @@ impl Thread {
             version: Cell::new(generation.number),
             site: RefCell::new(Rc::new(Site::new(generation, Arc::clone(&bell), seed, None))),
             bell,
-            spare: RefCell::default(),
+            spare: Spare::default(),
+            idle: Spare::default(),
+            crew: Crew::default(),
             counts: Default::default(),
             shared,
         }
@@ -115,16 +123,22 @@ impl Thread {
 
     /// An empty buffer of at least [`BUFFER_BYTES`].
     pub(crate) fn take_buffer(&self) -> Buffer {
-        self.spare.borrow_mut().pop().unwrap_or_else(|| Buffer::with_capacity(BUFFER_BYTES))
+        self.spare.take()
     }
 
     /// Keeps a buffer for reuse, unless it has grown or lost its memory.
-    pub(crate) fn give_buffer(&self, mut buffer: Buffer) {
-        let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE_MAX && (BUFFER_BYTES..=2 * BUFFER_BYTES).contains(&buffer.capacity()) {
-            buffer.clear();
-            spare.push(buffer);
-        }
+    pub(crate) fn give_buffer(&self, buffer: Buffer) {
+        self.spare.give(buffer);
+    }
+
+    /// An empty buffer of at least [`IDLE_BYTES`], for a new client.
+    pub(crate) fn take_idle_buffer(&self) -> Buffer {
+        self.idle.take()
+    }
+
+    /// Like [`Self::give_buffer`], for that of a client that is gone.
+    pub(crate) fn give_idle_buffer(&self, buffer: Buffer) {
+        self.idle.give(buffer);
     }
 
     pub(crate) fn count(&self, what: Count) {
@@ -166,6 +180,24 @@ impl Thread {
             return None;
         }
         Some(Streaming { shared })
+    }
+}
+
+/// Buffers kept for reuse, each of `BYTES` or a little more.
+#[derive(Default)]
+struct Spare<const BYTES: usize>(RefCell<Vec<Buffer>>);
+
+impl<const BYTES: usize> Spare<BYTES> {
+    fn take(&self) -> Buffer {
+        self.0.borrow_mut().pop().unwrap_or_else(|| Buffer::with_capacity(BYTES))
+    }
+
+    fn give(&self, mut buffer: Buffer) {
+        let mut spare = self.0.borrow_mut();
+        if spare.len() < SPARE_MAX && (BYTES..=2 * BYTES).contains(&buffer.capacity()) {
+            buffer.clear();
+            spare.push(buffer);
+        }
     }
 }
 

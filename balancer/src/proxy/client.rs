@@ -15,10 +15,8 @@ use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::http::Refusal;
 use crate::socket::{self, Peer, Reader, Writer};
-use crate::thread::Thread;
+use crate::thread::{IDLE_BYTES, Thread};
 
-/// What an idle client connection holds: enough for nearly every head, small enough for ten thousand clients.
-const IDLE_BYTES: usize = 4 << 10;
 /// How long and how much is read and thrown away after the last answer, until the client closes too.
 const LINGER_MS: u64 = 1_000;
 const LINGER_BYTES: usize = 1 << 20;
@@ -35,13 +33,12 @@ pub(crate) struct Client {
     searched: usize,
     /// For the log of requests, if there is one.
     pub(crate) entry: Option<Box<Entry>>,
-    _counted: Counted,
+    counted: Counted,
 }
 
 impl Client {
     pub(crate) fn new(stream: TcpStream, address: IpAddr, thread: &Rc<Thread>) -> Self {
-        let (reader, writer) =
-            socket::split(stream, &thread.watch, Buffer::with_capacity(IDLE_BYTES), Peer::Client);
+        let (reader, writer) = socket::split(stream, &thread.watch, thread.take_idle_buffer(), Peer::Client);
         reader.carries_requests();
         let head = thread.site().generation.config.timeouts.head;
         Self {
@@ -52,7 +49,7 @@ impl Client {
             head_due_ms: thread.watch.now_ms() + head.as_millis() as u64,
             searched: 0,
             entry: thread.recorder.as_ref().map(|_| Box::default()),
-            _counted: Counted::new(thread),
+            counted: Counted::new(thread),
         }
     }
 
@@ -115,8 +112,17 @@ impl Client {
         }
     }
 
+    /// Sends the last bytes of the last answer, and the end of the stream; whether that succeeded.
+    pub(crate) async fn send_last(&mut self, thread: &Thread, buffer: Buffer) -> bool {
+        thread.give_buffer(std::mem::take(&mut self.out));
+        let wait = thread.site().generation.config.timeouts.body_idle;
+        let (sent, buffer) = self.writer.send_last(buffer, wait).await;
+        thread.give_buffer(buffer);
+        sent.is_ok()
+    }
+
     /// Sends the last bytes of an answer; whether that succeeded.
-    pub(crate) async fn send(&mut self, thread: &Thread, buffer: Buffer) -> bool {
+    async fn send(&mut self, thread: &Thread, buffer: Buffer) -> bool {
         let wait = thread.site().generation.config.timeouts.body_idle;
         let (sent, buffer) = self.writer.send(buffer, wait).await;
         thread.give_buffer(buffer);
@@ -151,7 +157,7 @@ impl Client {
         self.searched = 0;
     }
 
-    /// Ends the stream, then reads until the client has closed, for a bounded time.
+    /// Ends the stream if that is not done, then reads until the client has closed, for a bounded time.
     pub(crate) async fn linger(mut self, thread: &Thread) {
         self.writer.finish();
         let due_ms = thread.watch.now_ms() + LINGER_MS;
@@ -177,6 +183,12 @@ impl Client {
 
     pub(crate) fn reset(self) {
         self.writer.reset_on_close();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.counted.0.give_idle_buffer(std::mem::take(&mut self.reader.inbound));
     }
 }
 
@@ -214,7 +226,7 @@ pub(crate) fn turn_away_at_once(socket: OwnedFd) {
 pub(crate) async fn turn_away(mut client: Client, thread: Rc<Thread>) {
     let mut buffer = thread.take_buffer();
     Answer::error(503).write(buffer.end(), &Meta::default());
-    if client.send(&thread, buffer).await {
+    if client.send_last(&thread, buffer).await {
         client.linger(&thread).await;
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::flight::{Flight, outcome_of, outcome_of_status};
 use super::plan::{Job, Meta};
-use super::pump::{PumpError, pump};
+use super::pump::{BESIDE_BYTES, PumpError, STREAM_BYTES, pump};
 use super::tunnel::tunnel;
 use super::{Client, Reply, Then};
 use crate::buffer::Buffer;
@@ -109,7 +109,15 @@ async fn carry(
     let Client { reader: client_reader, writer: client_writer, out, entry, .. } = client;
     let (deadline, client_fd) = (reader.deadline(), client_reader.fd());
     let mut upload = Upload {
-        future: pin!(pump(client_reader, writer, &mut body, std::mem::take(out), false, timeouts.body_idle)),
+        future: pin!(pump(
+            client_reader,
+            writer,
+            &mut body,
+            std::mem::take(out),
+            false,
+            STREAM_BYTES,
+            timeouts.body_idle
+        )),
         done: None,
         uploading: &expected.uploading,
         deadline: &deadline,
@@ -159,7 +167,8 @@ async fn carry(
     }
     let sending = started_answer(&head, &mut reader.inbound, head_out);
     let mut rest = head.body.clone();
-    let download = pump(reader, client_writer, &mut rest, sending, head.unchunked, timeouts.body_idle);
+    let piece = if upload.done.is_some() { STREAM_BYTES } else { BESIDE_BYTES };
+    let download = pump(reader, client_writer, &mut rest, sending, head.unchunked, piece, timeouts.body_idle);
     let (result, sent) = upload.beside_quietly(download).await;
     thread.give_buffer(sent);
     let complete = upload.finish(out);

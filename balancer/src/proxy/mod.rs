@@ -60,7 +60,7 @@ pub(crate) async fn serve(mut client: Client, thread: Rc<Thread>) {
         client.record(&thread, &reply);
         let then = match reply {
             Reply::Send(buffer, Then::Next) => client.send_and_receive(&thread, buffer).await,
-            Reply::Send(buffer, then) => client.send(&thread, buffer).await.then_some(then),
+            Reply::Send(buffer, then) => client.send_last(&thread, buffer).await.then_some(then),
             Reply::Sent(then) => Some(then),
             Reply::Abort => return client.reset(),
         };
