@@ -113,8 +113,12 @@ fn sum_up(trials: &[Trial], ui: &Ui) -> Result<(), Error> {
     };
     let (refused, unclear) = (calls(Permit::Refused), calls(Permit::Unclear));
     if !refused.is_empty() {
+        // The table may have no room for them.
+        let words = trials.iter().filter(|it| it.permit == Permit::Refused);
+        let words: Vec<_> = words.map(|it| format!("{}: {}", it.call, it.detail)).collect();
         return Err(Error::provider(format!("refused: {refused}"))
-            .with_hint("The table above says why; README lists the permissions that labhost needs."));
+            .with_detail(words.join("\n"))
+            .with_hint("README lists the permissions that labhost needs."));
     }
     if unclear.is_empty() {
         ui.info("this account permits all that a run and a teardown call");

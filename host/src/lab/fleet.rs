@@ -9,7 +9,7 @@ use super::{
     Lab, Ledger, ids,
     journal::Phase,
     lock, merged,
-    plan::{self, Wish},
+    plan::{self, FleetPlan, Wish},
 };
 use crate::{
     Error,
@@ -43,13 +43,10 @@ impl Lab {
             return self.rehearse_fleet(wish, options).await;
         }
         let ledger = self.active().await?;
-        let mut all = self.list().await?;
-        let plan = wish.plan(&all);
-        self.check_limits(&all, wish, &plan.launch)?;
+        let (mut all, plan, launch) = self.decide(&ledger, wish, &options).await?;
         let mut instances = plan.keep;
         let mut launched = Vec::new();
-        if !plan.launch.is_empty() {
-            let launch = launch_of(&ledger, wish, plan.launch, options.clone(), self.expiry(&all));
+        if let Some(launch) = launch {
             let made = self.launch(&ledger, launch).await?;
             launched = made.iter().map(|instance| instance.name.clone()).collect();
             all = merged(all, &made);
@@ -59,6 +56,36 @@ impl Lab {
         self.note_fleet(wish, options.group, &plan.retire);
         self.renew_views(&all)?;
         Ok(Fleet { instances, launched, retiring: plan.retire })
+    }
+
+    /// What there is, what becomes of it, and what is to be launched. What an interrupted run has launched may be listed
+    /// late; then all is decided again.
+    async fn decide(
+        &self,
+        ledger: &Ledger,
+        wish: &Wish,
+        options: &LaunchOptions,
+    ) -> Result<(Vec<Instance>, FleetPlan, Option<Launch>), Error> {
+        // Each time there is another launch to be asked for; a run that was interrupted leaves one or two.
+        const TIMES_MAX: usize = 5;
+        let mut late = Vec::new();
+        for _ in 0..TIMES_MAX {
+            let all = self.list().await?;
+            let plan = wish.plan(&all);
+            self.check_limits(&all, wish, &plan.launch)?;
+            if plan.launch.is_empty() {
+                return Ok((all, plan, None));
+            }
+            let slots = plan.launch.clone();
+            let launch = launch_of(ledger, wish, slots, options.clone(), self.expiry(&all));
+            late = self.provider.latecomers(&launch, &all).await?;
+            if late.is_empty() {
+                return Ok((all, plan, Some(launch)));
+            }
+        }
+        let message =
+            format!("launch {}: {} of an interrupted run have appeared", wish.fleet, late.join(", "));
+        Err(Error::provider(message).with_hint("Run again: they are taken over."))
     }
 
     /// Launches, recorded. A token that was used before may stand for instances of which some are gone by now: those,

@@ -225,6 +225,12 @@ pub trait Provider: Send + Sync {
     /// Launches and returns at once; the instances may still be pending. Order follows `slots`.
     fn launch<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Vec<Instance>>;
 
+    /// Ids of what other launches of this fleet than this one have made and `known` lacks. Waits for as long as
+    /// it may be listed late: launching beside it could make a member twice.
+    fn latecomers<'a>(&'a self, _launch: &'a Launch, _known: &'a [Instance]) -> Pending<'a, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     /// All instances of this lab that are neither terminated nor about to be, ordered by fleet and slot. Never
     /// starts anything: a provider that is not running has no instances.
     fn list(&self) -> Pending<'_, Vec<Instance>>;

@@ -23,7 +23,7 @@ fn line<'a>(ended: &'a Ended, call: &str) -> &'a str {
 fn tried(cloud: &Cloud) -> BTreeSet<String> {
     let calls = cloud.take_calls();
     for call in &calls {
-        let reads = call.action.starts_with("Describe") || call.action == "GetCallerIdentity";
+        let reads = call.action.starts_with("Describe") || call.action.starts_with("Get");
         assert!(reads != call.is_dry, "{call:?}");
     }
     calls.into_iter().map(|call| call.action).collect()
@@ -86,6 +86,7 @@ fn doctor_names_the_calls_that_are_refused() {
     let ended = examine(&lab)
         .expect(4)
         .says("refused: DescribeVolumes, TerminateInstances, CreateSecurityGroup")
+        .says("TerminateInstances: DryRun: planned: UnauthorizedOperation")
         .says("README lists the permissions");
     for call in REFUSED {
         assert!(line(&ended, call).contains("REFUSED"), "{call}: {ended}");

@@ -47,9 +47,21 @@ fn killed_before_the_answer_is_waited_for_by_another_topology() {
     let cloud = Cloud::start();
     let lab = launch_whose_answer_nobody_got(&cloud);
     lab.set_topology(r#"#{ name: "app", type: "t2.micro", count: 1, cluster: "cluster1" }"#);
-    lab.provision().expect(4).says("of an interrupted run have appeared");
-    lab.provision().expect(0).says("1 kept");
+    lab.provision().expect(0).says("AWS does not list a launch of app yet").says("1 kept");
     assert_eq!(cloud.living().len(), 1);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn killed_before_the_answer_is_taken_into_a_larger_fleet() {
+    let cloud = Cloud::start();
+    let lab = launch_whose_answer_nobody_got(&cloud);
+    let before: Vec<_> = cloud.living().iter().map(|it| it.id.clone()).collect();
+    lab.set_topology(r#"#{ name: "app", type: "t2.micro", count: 3, cluster: "cluster1" }"#);
+    lab.provision().expect(0).says("2 kept, 1 launched (app-3)");
+    let after = cloud.living();
+    assert_eq!((before.len(), after.len()), (2, 3));
+    assert!(before.iter().all(|id| after.iter().any(|it| it.id == *id)), "both are kept");
     lab.stop_clean(&cloud);
 }
 

@@ -102,6 +102,22 @@ fn nine_instances_from_provision_to_stop() {
 }
 
 #[test]
+fn doctor_makes_nothing() {
+    let Some(moto) = Moto::get("moto::doctor_makes_nothing") else { return };
+    let lab = moto.lab();
+    lab.set_topology(SMALL);
+    let examine = || lab.labhost(&["--provider", "ec2", "doctor"]);
+    examine().expect(0).says("nothing is refused");
+    assert_eq!(moto.left(), Vec::<String>::new());
+    lab.provision().expect(0);
+    let before = moto.left();
+    examine().expect(0).says("this account permits all");
+    assert_eq!(moto.left(), before);
+    lab.stop().expect(0);
+    assert_eq!(moto.left(), Vec::<String>::new());
+}
+
+#[test]
 fn changed_topology_is_followed_and_lost_state_found_again() {
     let Some(moto) = Moto::get("moto::changed_topology_is_followed_and_lost_state_found_again") else {
         return;

@@ -107,8 +107,15 @@ impl Ec2 {
             }
             None => not_tried(trials, "DescribeSubnets", "no network was found"),
         }
+        let instance = instances.and_then(|all| all.into_iter().next()?.instance_id);
+        match &instance {
+            Some(id) => {
+                read(trials, "GetConsoleOutput", self.console(id).await, |_| id.clone());
+            }
+            None => not_tried(trials, "GetConsoleOutput", "there is no instance yet"),
+        }
         Found {
-            instance: instances.and_then(|all| all.into_iter().next()?.instance_id),
+            instance,
             group: groups.and_then(|all| all.into_iter().next()),
             key: keys.and_then(|all| all.into_iter().next()?.key_name),
             image,
@@ -160,8 +167,6 @@ impl Ec2 {
         let expiry = tags::expires(epoch_s(SystemTime::now()));
         let done = ec2.create_tags().dry_run(true).resources(id).tags(expiry).send().await;
         trials.push(tell("CreateTags", &target, done));
-        let done = ec2.get_console_output().dry_run(true).instance_id(id).send().await;
-        trials.push(tell("GetConsoleOutput", &target, done));
         Ok(())
     }
 

@@ -49,7 +49,6 @@ impl Ec2 {
                 Attempt::new(launch, network::order(&self.network().await?.subnets, number))?
             }
         };
-        self.await_other_launches(launch).await?;
         loop {
             attempt.asked_at_s = epoch_s(SystemTime::now());
             self.store.save(&attempt)?;
@@ -87,25 +86,23 @@ impl Ec2 {
     }
 
     /// Another launch of this fleet may have been made by a labhost that was killed before it had the answer, and not
-    /// be listed yet. Launching beside it could make a member twice.
-    async fn await_other_launches(&self, launch: &Launch) -> Result<(), Error> {
+    /// be listed yet.
+    pub(super) async fn await_other_launches(
+        &self,
+        launch: &Launch,
+        known: &[Instance],
+    ) -> Result<Vec<String>, Error> {
         let is_open =
             |it: &Attempt| it.fleet == launch.fleet && it.token != launch.token && it.ids.is_empty();
         let open: Vec<_> = self.store.attempts().into_iter().filter(is_open).collect();
         if open.iter().all(|it| it.unseen(poll::young_since_s(), &[]).is_empty()) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let listed = self.describe_when_settled(&open).await?;
         let made = |it: &&Described| open.iter().any(|of| it.client_token() == Some(&of.client_token()));
         let lives = |it: &&Described| !matches!(view::state(it), State::Terminated | State::ShuttingDown);
-        let ids: Vec<_> =
-            listed.iter().filter(made).filter(lives).filter_map(|it| it.instance_id()).collect();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let message =
-            format!("launch {}: {} of an interrupted run have appeared", launch.fleet, ids.join(", "));
-        Err(Error::provider(message).with_hint("Run again: they are taken over."))
+        let ids = listed.iter().filter(made).filter(lives).filter_map(|it| it.instance_id());
+        Ok(ids.filter(|id| known.iter().all(|it| it.id != *id)).map(str::to_owned).collect())
     }
 
     async fn resolve(&self, launch: &Launch) -> Result<Resolved, Error> {

@@ -255,6 +255,10 @@ impl Provider for Ec2 {
         Box::pin(self.launch_fleet(launch))
     }
 
+    fn latecomers<'a>(&'a self, launch: &'a Launch, known: &'a [Instance]) -> Pending<'a, Vec<String>> {
+        Box::pin(self.await_other_launches(launch, known))
+    }
+
     fn list(&self) -> Pending<'_, Vec<Instance>> {
         Box::pin(async { Ok(self.view(&self.living_for_sure().await?, &HostKeys::of(&self.store))) })
     }

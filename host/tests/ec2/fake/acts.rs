@@ -14,7 +14,7 @@ use super::{
 type Reply = Result<Xml, Refused>;
 
 /// What a trial is answered with when it would have succeeded.
-pub(crate) fn trial() -> Refused {
+fn trial() -> Refused {
     Refused {
         status: 412,
         code: "DryRunOperation".to_owned(),

@@ -326,7 +326,7 @@ impl Fake {
         }
         let version = params.take("Version").unwrap_or_default();
         let is_dry = params.flag("DryRun");
-        if is_dry && action.starts_with("Describe") {
+        if is_dry && (action.starts_with("Describe") || action.starts_with("Get")) {
             world.violations.push(format!("{action} is only tried, although it changes nothing"));
         }
         world.calls.push(Call { action: action.clone(), is_dry });
@@ -386,7 +386,7 @@ impl Fake {
             "DescribeNetworkInterfaces" => reads::describe_network_interfaces(world, params),
             "DescribeVolumes" => reads::describe_volumes(world, params),
             "DescribeTags" => reads::describe_tags(world, params),
-            "GetConsoleOutput" => reads::console_output(self, world, params, is_dry),
+            "GetConsoleOutput" => reads::console_output(self, world, params),
             "RunInstances" => acts::run_instances(self, world, params, is_dry).await,
             "TerminateInstances" => acts::terminate_instances(self, world, params, is_dry).await,
             "StartInstances" => acts::start_instances(self, world, params, is_dry),

@@ -2,7 +2,7 @@
 
 use super::{
     Fake,
-    acts::{no_instance, trial},
+    acts::no_instance,
     query::{Filter, Params},
     world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
     xml::{Refused, Xml, node, refused, set, tags, text},
@@ -313,13 +313,10 @@ pub(crate) fn describe_tags(world: &mut World, params: &mut Params) -> Reply {
     page(world, params, "tagSet", shown)
 }
 
-pub(crate) fn console_output(fake: &Fake, world: &World, params: &mut Params, is_dry: bool) -> Reply {
+pub(crate) fn console_output(fake: &Fake, world: &World, params: &mut Params) -> Reply {
     let id = params.take("InstanceId").unwrap_or_default();
     if world.machines.iter().all(|it| it.id != id) {
         return Err(no_instance(&id));
-    }
-    if is_dry {
-        return Err(trial());
     }
     let output = fake.faults().console.clone();
     let output = output.map(|said| text("output", aws_smithy_types::base64::encode(said)));
