@@ -167,9 +167,7 @@ pub(crate) async fn nobody_waiting_any_more_the_whole_group_is_killed(target: Ta
         processes = stubborn_processes(&target) => processes,
     };
     session.close().await;
-    for process in processes {
-        assert!(!alive(process), "{process} is still there");
-    }
+    until("nothing of it is alive", || !processes.iter().any(|&process| alive(process))).await;
 }
 
 pub(crate) async fn given_up_while_it_starts_a_command_is_killed_too(target: Target) {
@@ -182,8 +180,7 @@ pub(crate) async fn given_up_while_it_starts_a_command_is_killed_too(target: Tar
         let _ = tokio::time::timeout(wait, session.run(&command)).await;
     }
     session.close().await;
-    let own = with_argument(&line);
-    assert!(own.is_empty(), "{own:?} are still there");
+    until("nothing of them is alive", || with_argument(&line).is_empty()).await;
 }
 
 pub(crate) async fn a_background_process_does_not_hold_its_command(target: Target) {

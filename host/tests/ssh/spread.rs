@@ -113,8 +113,8 @@ impl Trio {
     fn given(&self, said: &[u8]) -> Vec<u8> {
         let mut peer = TcpStream::connect_timeout(&self.port(0), DEADLINE).unwrap();
         peer.set_read_timeout(Some(DEADLINE)).unwrap();
-        peer.write_all(said).unwrap();
-        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        // The server may hang up before it has read everything.
+        let _ = peer.write_all(said).and_then(|()| peer.shutdown(std::net::Shutdown::Write));
         let mut got = Vec::new();
         // Reset or ended: nothing comes.
         let _ = peer.read_to_end(&mut got);
