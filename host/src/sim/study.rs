@@ -306,7 +306,10 @@ mod tests {
         })));
         let over_time = rows[0].over_time.as_ref().unwrap();
         assert_eq!(over_time.t_s, [0.25, 0.75, 1.25, 1.75]);
-        assert!(over_time.failed_percent[1] < Some(5.0) && over_time.failed_percent[3] > Some(30.0));
+        let failed = &over_time.failed_percent;
+        assert!(failed[1] < Some(5.0), "{failed:?}");
+        // Turns would send it half of all requests, and its limit lets it have a few.
+        assert!(failed[2] > Some(5.0) && failed[3] < Some(30.0), "{failed:?}");
         let ours = rows[1].over_time.as_ref().unwrap();
         assert!(
             ours.share["a-2"][0] > Some(0.3) && ours.share["a-2"][3] < Some(0.1),
