@@ -49,10 +49,21 @@ pub(crate) async fn forward(
     let mut attempts = Attempts::default();
     let mut awaits_continue = job.expects_continue && !whole;
     loop {
-        let mut flight = match (attempts.pick(&job), attempts.last.take()) {
-            (Some(flight), _) => flight,
-            (None, Some(error)) => return Err(failed(error, whole)),
-            (None, None) => wait(client, thread, &job).await.map_err(|error| failed(error, whole))?,
+        let mut flight = loop {
+            if let Some(flight) = attempts.pick(&job) {
+                break flight;
+            }
+            if let Some(error) = attempts.last.take() {
+                return Err(failed(error, whole));
+            }
+            let error = match wait(client, thread, &job).await {
+                Ok(flight) => break flight,
+                Err(error) => error,
+            };
+            // All backends that the request knew may be leaving, because others have replaced them.
+            if !job.follow(thread) {
+                return Err(failed(error, whole));
+            }
         };
         if let Some(entry) = &mut client.entry {
             let (cluster, backend) = flight.names();

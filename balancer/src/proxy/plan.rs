@@ -46,6 +46,23 @@ pub(crate) struct Job {
     pub(crate) upgrade: Option<Box<[u8]>>,
 }
 
+impl Job {
+    /// Goes over to the configuration that has replaced the request's since it came, if that has the cluster as well;
+    /// whether it did.
+    pub(crate) fn follow(&mut self, thread: &Thread) -> bool {
+        let site = thread.site();
+        let name = &self.site.generation.clusters[self.cluster].config.name;
+        let found = site.generation.clusters.iter().position(|shard| shard.config.name == *name);
+        match found {
+            Some(cluster) if site.generation.number != self.site.generation.number => {
+                (self.site, self.cluster) = (site, cluster);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Reads the head at the front of `bytes`, of which `searched` were seen before, and decides. `None` means that the
 /// head is incomplete. The third value is the head's length. Writes the head to forward to `out`.
 pub(crate) fn plan(
