@@ -39,6 +39,9 @@ pub struct Options {
     /// How long a new lab lives before it ends by itself [default: 2h].
     #[arg(long, global = true, value_name = "TIME")]
     pub ttl: Option<Span>,
+    /// The most that --ttl and `extend` may ask for.
+    #[arg(long, global = true, default_value = "12h", value_name = "TIME")]
+    pub max_ttl: Span,
     /// The most instances that the lab may have [default: 9 on ec2, 64 on this machine].
     #[arg(long, global = true, value_name = "COUNT")]
     pub max_instances: Option<usize>,
@@ -88,7 +91,7 @@ impl Options {
     /// The lifetime of a new lab.
     #[must_use]
     pub fn lifetime(&self) -> Span {
-        self.ttl.unwrap_or(TTL)
+        self.ttl.unwrap_or_else(|| TTL.min(self.max_ttl))
     }
 }
 

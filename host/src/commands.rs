@@ -240,6 +240,7 @@ fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(std::path::PathB
         return Err(Error::host(format!("{} does not run", found.name))
             .with_hint("Running the recipe again starts it: recipes/run.rhai."));
     }
+    runner::runtime()?.block_on(lab.provider().admit_caller())?;
     lab.write_ssh_config(&instances)?;
     Ok((lab.dir().join("ssh_config"), found))
 }
@@ -278,8 +279,9 @@ pub fn extend(options: &Options, ttl: Span, ui: &Arc<Ui>) -> Result<(), Error> {
     if instances.is_empty() {
         return Err(Error::usage("this lab has no instances to extend"));
     }
-    let at = runtime.block_on(lab.extend(ttl.0))?;
+    let at = runtime.block_on(lab.extend(ttl))?;
     if lab.provider().is_expiry_kept_on_instances() {
+        runtime.block_on(lab.provider().admit_caller())?;
         runtime.block_on(extend_on_instances(&lab, instances, at))?;
     }
     ui.info(&format!("the instances {}", ends(at)));

@@ -167,10 +167,12 @@ pub fn state_dir(options: &Options, recipe: Option<&Recipe>) -> Result<PathBuf, 
 pub fn lab_at(options: &Options, dir: PathBuf, command: String, ui: &Arc<Ui>) -> Result<Lab, Error> {
     let provider = commands::provider(options, &dir, ui)?;
     let limits = Limits {
-        ttl: options.lifetime().0,
+        ttl: options.lifetime(),
+        ttl_max: options.max_ttl,
         instances_max: options.max_instances,
         hourly_max: options.max_hourly,
     };
+    limits.check_ttl(limits.ttl)?;
     Ok(Lab::new(dir, provider, command, limits))
 }
 

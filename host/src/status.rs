@@ -59,7 +59,7 @@ fn row(instance: &Instance, services: Option<&String>) -> Value {
 
 /// Each instance's services in words, by its id; asked over SSH, all at once.
 async fn services(lab: &Lab, instances: &[Instance]) -> HashMap<String, String> {
-    if lab.write_ssh_config(instances).is_err() {
+    if lab.write_ssh_config(instances).is_err() || lab.provider().admit_caller().await.is_err() {
         return HashMap::new();
     }
     let config = lab.dir().join("ssh_config");

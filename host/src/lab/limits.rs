@@ -1,21 +1,35 @@
 //! What a lab may cost, in instances and in money, judged before anything is launched.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::{Lab, plan::Wish};
 use crate::{
     Error,
     provider::{Cost, Instance, epoch_s},
+    units::Span,
 };
 
 /// What a run may cost: how long instances live and how many there may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    pub ttl: Duration,
+    pub ttl: Span,
+    /// The most that `ttl`, or an extension, may be.
+    pub ttl_max: Span,
     /// `None` stands for the provider's own ceiling.
     pub instances_max: Option<usize>,
     /// In US dollars, for all instances of the lab together.
     pub hourly_max: Option<f64>,
+}
+
+impl Limits {
+    /// Errors when a lifetime from now is longer than allowed: a mistyped one costs days.
+    pub fn check_ttl(&self, ttl: Span) -> Result<(), Error> {
+        if ttl <= self.ttl_max {
+            return Ok(());
+        }
+        Err(Error::usage(format!("a lab may live for {} at most, and {ttl} was asked for", self.ttl_max))
+            .with_hint(format!("Raise it with --max-ttl {ttl} if that is meant.")))
+    }
 }
 
 impl Lab {
@@ -65,7 +79,7 @@ impl Lab {
 
     /// All members of a lab end together, so a later launch takes the time of the first.
     pub(super) fn expiry(&self, existing: &[Instance]) -> u64 {
-        let fresh = epoch_s(SystemTime::now() + self.limits.ttl);
+        let fresh = epoch_s(SystemTime::now() + self.limits.ttl.0);
         existing.iter().map(|instance| instance.expires_at_s).max().unwrap_or(fresh)
     }
 

@@ -8,7 +8,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use serde_json::json;
@@ -33,6 +33,7 @@ use crate::{
     Error, Kind, identity,
     provider::{Ingress, Instance, LoginKey, Provider, epoch_s},
     ssh,
+    units::Span,
 };
 use journal::{Journal, Phase, Record};
 use lock::Lock;
@@ -227,10 +228,12 @@ impl Lab {
         self.renew_views(&self.list().await?)
     }
 
-    /// Moves the time at which the lab ends by itself to `ttl` from now. Returns it in seconds since the epoch.
-    pub async fn extend(&self, ttl: Duration) -> Result<u64, Error> {
+    /// Moves the time at which the lab ends by itself to `ttl` from now. Returns it in seconds since the epoch. Errors
+    /// when that is longer than allowed.
+    pub async fn extend(&self, ttl: Span) -> Result<u64, Error> {
+        self.limits.check_ttl(ttl)?;
         let ledger = self.active().await?;
-        let expires_at_s = epoch_s(SystemTime::now() + ttl);
+        let expires_at_s = epoch_s(SystemTime::now() + ttl.0);
         let intent = ledger.journal.intend("extend", json!({ "expires_at_s": expires_at_s }))?;
         intent.end(self.provider.extend(expires_at_s).await, |()| json!(null))?;
         self.renew_views(&self.list().await?)?;

@@ -108,7 +108,7 @@ impl Lab {
             group: options.group,
             image: options.image,
             tags: BTreeMap::new(),
-            expires_at_s: epoch_s(SystemTime::now() + self.limits.ttl),
+            expires_at_s: epoch_s(SystemTime::now() + self.limits.ttl.0),
         }
     }
 

@@ -194,6 +194,12 @@ pub trait Provider: Send + Sync {
     /// Makes the group exist with exactly these rules. Returns its id.
     fn ensure_group<'a>(&'a self, name: &'a str, ingress: &'a [Ingress]) -> Pending<'a, String>;
 
+    /// What is to be done before this machine logs in anywhere: where only it is let in, and its address has changed
+    /// since, the new one is let in.
+    fn admit_caller(&self) -> Pending<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// The id of the image that instances boot from, found by name. `before` is what an earlier run found.
     fn image<'a>(&'a self, name: &'a str, before: Option<&'a str>) -> Pending<'a, String>;
 

@@ -400,7 +400,7 @@ mod functions {
     pub fn extend(context: NativeCallContext, ttl: &str) -> Raw<i64> {
         let run = run(&context)?;
         let ttl: Span = ttl.parse().map_err(|cause: String| Error::new(Kind::Recipe, cause))?;
-        let at = run.change("the extension", run.lab.extend(ttl.0))?;
+        let at = run.change("the extension", run.lab.extend(ttl))?;
         if run.lab.provider().is_expiry_kept_on_instances() {
             let hosts = run.wait(run.lab.list())?.into_iter().map(Host::from).collect();
             fleet::exec(&context, hosts, &format!("labhost-service expires {at}"), Map::new())?;

@@ -27,6 +27,8 @@ pub(super) struct Sessions {
     cancel: CancellationToken,
     /// Whether a first login has changed an instance's host key since this was last asked.
     welcomed: AtomicBool,
+    /// Set once this machine is let in.
+    admitted: OnceCell<()>,
     open: Mutex<HashMap<String, Arc<OnceCell<Session>>>>,
 }
 
@@ -42,6 +44,7 @@ impl Sessions {
             control_dir,
             cancel,
             welcomed: AtomicBool::new(false),
+            admitted: OnceCell::new(),
             open: Mutex::default(),
         }
     }
@@ -67,6 +70,7 @@ impl Sessions {
     /// Logs in, and lets the provider do what it does at each login. A failure is shown with what the instance says
     /// of itself.
     async fn log_in(&self, instance: &Instance, within: Duration) -> Result<Session, Error> {
+        self.admitted.get_or_try_init(|| self.provider.admit_caller()).await?;
         let login = Session::connect(instance, &self.config, &self.control_dir, within, &self.cancel).await;
         match login {
             Ok(session) => {

@@ -34,11 +34,20 @@ fn rules_follow_the_caller_to_another_network() {
     let before = sources(&cloud);
     assert_eq!(before.iter().filter(|it| it.ends_with("cidr 198.51.100.7/32")).count(), 3, "{before:?}");
     assert!(before.iter().any(|it| it.starts_with("8000 group sg-")), "{before:?}");
-    lab.env.push(("LABHOST_MY_IP".to_owned(), "203.0.113.9".to_owned()));
-    lab.provision().expect(0).says("no longer port 22 from 198.51.100.7/32");
-    let after = sources(&cloud);
-    assert_eq!(after.len(), before.len());
-    assert_eq!(after.iter().filter(|it| it.ends_with("cidr 203.0.113.9/32")).count(), 3, "{after:?}");
+    let follows = |lab: &mut Lab, words: &[&str], now: &str, was: &str| {
+        lab.env.push(("LABHOST_MY_IP".to_owned(), now.to_owned()));
+        lab.labhost(words).expect(0).says(&format!("this machine is now {now}, no longer {was}"));
+        let after = sources(&cloud);
+        assert_eq!(after.len(), before.len());
+        let here = format!("cidr {now}/32");
+        assert_eq!(after.iter().filter(|it| it.ends_with(&here)).count(), 3, "{after:?}");
+    };
+    follows(&mut lab, &["recipes/provision.rhai"], "203.0.113.9", "198.51.100.7");
+    follows(&mut lab, &["ssh", "app-1", "true"], "203.0.113.10", "203.0.113.9");
+    follows(&mut lab, &["extend", "3h"], "203.0.113.11", "203.0.113.10");
+    follows(&mut lab, &["status"], "203.0.113.12", "203.0.113.11");
+    lab.write("recipes/look.rhai", r#"ec2::list()[0].exec("true");"#);
+    follows(&mut lab, &["recipes/look.rhai"], "203.0.113.13", "203.0.113.12");
     lab.stop_clean(&cloud);
 }
 

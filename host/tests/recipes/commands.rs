@@ -90,6 +90,8 @@ fn extend_moves_the_end() {
     lab.recipe("").expect(0);
     assert_eq!(lab.instance("app-1").expires_at_s, after);
     lab.labhost(&["extend", "soon"]).expect(2);
+    lab.labhost(&["extend", "13h"]).expect(2).expect_says("--max-ttl 13h");
+    lab.labhost(&["extend", "13h", "--max-ttl", "1d"]).expect(0);
 }
 
 #[test]

@@ -219,6 +219,7 @@ fn wrong_command_line_is_refused() {
         (&["recipes/run.rhai", "--provider", "ec2"], 4, NO_EC2),
         (&["recipes/run.rhai", "--provider", "azure"], 2, "unknown provider `azure`"),
         (&["recipes/run.rhai", "--max-instances", "0"], 4, "the ceiling is 0"),
+        (&["recipes/run.rhai", "--ttl", "13h"], 2, "a lab may live for 12h at most, and 13h was asked for"),
         (&["statsu"], 2, "recipe statsu"),
         (&["--help-me"], 2, "--help-me"),
     ] {

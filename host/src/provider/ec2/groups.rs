@@ -89,6 +89,33 @@ impl Ec2 {
         rules::wanted(name, ingress, &Meaning { me, group: &find })
     }
 
+    /// Where the lab's groups let in the address that this machine had, lets in the one that it has now. Without rules
+    /// for the caller nothing is asked.
+    pub(super) async fn follow_caller(&self) -> Result<(), Error> {
+        let Some(before) = self.store.caller() else { return Ok(()) };
+        // Where nobody tells the address, it is taken to be the same: the login shows whether it is.
+        let Ok(now) = self.caller().await else { return Ok(()) };
+        if before == now {
+            return Ok(());
+        }
+        for mut group in self.groups().await? {
+            let (surplus, missing) = rules::moved(&group.rules, before, now);
+            if surplus.is_empty() {
+                continue;
+            }
+            self.authorize(&group, &missing).await?;
+            self.revoke(&group, &surplus).await?;
+            self.say(&format!(
+                "security group {}: this machine is now {now}, no longer {before}",
+                group.name
+            ));
+            group.rules.retain(|rule| !surplus.contains(rule));
+            group.rules.extend(missing);
+            self.remember(&group);
+        }
+        self.store.set_caller(now)
+    }
+
     async fn caller(&self) -> Result<std::net::Ipv4Addr, Error> {
         self.caller
             .get_or_try_init(|| address::caller(self.settings.my_ip, &self.settings.say))
@@ -98,6 +125,10 @@ impl Ec2 {
 
     /// Makes the group exist with exactly these rules; new ones are let in before old ones are shut out.
     pub(super) async fn settle_group(&self, name: &str, ingress: &[Ingress]) -> Result<String, Error> {
+        let names_caller = rules::names_caller(ingress);
+        if names_caller {
+            self.follow_caller().await?;
+        }
         let found = self.groups().await?.into_iter().find(|group| group.name == name);
         let mut group = match found {
             Some(group) => group,
@@ -116,6 +147,9 @@ impl Ec2 {
         }
         group.rules = wanted;
         self.remember(&group);
+        if names_caller && self.store.caller().is_none() {
+            self.store.set_caller(self.caller().await?)?;
+        }
         Ok(group.id)
     }
 

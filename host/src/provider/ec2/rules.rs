@@ -115,6 +115,14 @@ pub(super) fn differences(wanted: &[Rule], present: &[Rule]) -> (Vec<Rule>, Vec<
     (missing, surplus)
 }
 
+/// Rules that let in one address, and the same for another.
+pub(super) fn moved(present: &[Rule], before: Ipv4Addr, now: Ipv4Addr) -> (Vec<Rule>, Vec<Rule>) {
+    let (before, now) = (Source::V4(format!("{before}/32")), Source::V4(format!("{now}/32")));
+    let old: Vec<Rule> = present.iter().filter(|rule| rule.source == before).cloned().collect();
+    let new = old.iter().map(|rule| Rule { source: now.clone(), ..rule.clone() }).collect();
+    (old, new)
+}
+
 /// In the API's form.
 pub(super) fn permission(rule: &Rule) -> IpPermission {
     let builder = IpPermission::builder().ip_protocol(&rule.protocol);

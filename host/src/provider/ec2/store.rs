@@ -3,12 +3,14 @@
 //! ```text
 //! launch-TOKEN.json   written before the call, so that it can be repeated word for word after a crash
 //! host-keys.json      the host key of each instance after its first login
+//! caller.json         this machine's public address, as the security groups know it
 //! ```
 //! Lost files lose logins and nothing else: instances are found by their tags.
 
 use std::{
     collections::BTreeMap,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -177,6 +179,21 @@ impl Store {
         views::write_json(&self.keys_path(), &keys)?;
         key.secret.clear();
         views::write_json(&self.attempt_path(&attempt.token), &attempt)
+    }
+
+    fn caller_path(&self) -> PathBuf {
+        self.dir.join("caller.json")
+    }
+
+    /// The address that rules for the caller let in, if there are such rules.
+    pub(super) fn caller(&self) -> Option<Ipv4Addr> {
+        read(&self.caller_path())
+    }
+
+    pub(super) fn set_caller(&self, address: Ipv4Addr) -> Result<(), Error> {
+        let _turn = self.turn();
+        views::make_dir(&self.dir)?;
+        views::write_json(&self.caller_path(), &address)
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
