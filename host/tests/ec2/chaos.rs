@@ -338,7 +338,7 @@ impl Story {
 
     /// From now on nothing new goes wrong. What is not listed yet stays so.
     fn calm(&mut self, cloud: &Cloud) {
-        let items_per_page = (self.seed % 3 == 0).then_some(SMALL_PAGE);
+        let items_per_page = self.seed.is_multiple_of(3).then_some(SMALL_PAGE);
         *cloud.faults() = Faults { items_per_page, ..Faults::default() };
         cloud.with(|world| {
             world.machines.iter_mut().for_each(|it| (it.looks, it.lingering) = (0, 0));

@@ -206,7 +206,7 @@ impl Ec2 {
                 match self.terminate_at_once(std::slice::from_ref(&id)).await {
                     Err(refusal) if refusal.is(UNKNOWN_ID) => still.push(id),
                     // The others are to be asked for as well.
-                    done => failure = failure.or(done.err()),
+                    done => failure = failure.or_else(|| done.err()),
                 }
             }
             if let Some(refusal) = failure {
