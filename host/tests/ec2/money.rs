@@ -123,6 +123,23 @@ fn extension_moves_the_tag_and_the_guard_on_every_instance() {
 }
 
 #[test]
+fn extension_reaches_an_instance_that_is_not_listed_yet() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    cloud.faults().hidden_looks = 3;
+    let fleet =
+        r#"#{ name: "app", type: "t2.micro", count: 3, cluster: "cluster1", group: "lab-instances" }"#;
+    let recipe = format!(r#"import "bootstrap" as bootstrap; ec2::instances({fleet}); ec2::extend("5h");"#);
+    lab.write("recipes/longer.rhai", &recipe);
+    lab.labhost(&["recipes/longer.rhai"]).expect(0).says("1 launched (app-3)");
+    let ends: Vec<_> = cloud.living().iter().map(|it| it.tags["labhost:expires"].clone()).collect();
+    assert_eq!(ends.len(), 4);
+    assert!(ends.iter().all(|at| *at == ends[0]), "all end together: {ends:?}");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn type_of_another_architecture_is_refused_before_launch() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

@@ -75,6 +75,19 @@ fn instance_that_is_listed_late_is_removed_also_when_the_state_is_lost() {
 }
 
 #[test]
+fn more_instances_are_removed_than_one_filter_can_name() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    let tag = lab.tag();
+    // Nobody's but in the ledger: so many real ones would only take time.
+    for number in 0..201 {
+        cloud.add_foreign(&format!("i-many{number}"), &[("labhost:lab", &tag)]);
+    }
+    cloud.with(|world| world.machines.iter_mut().for_each(|it| drop(it.tags.remove("foreign"))));
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn what_still_holds_a_group_is_named_and_waited_for() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

@@ -182,8 +182,8 @@ impl Ec2 {
     }
 
     async fn move_expiry(&self, expires_at_s: u64) -> Result<(), Error> {
-        let ids: Vec<_> =
-            self.living().await?.iter().filter_map(|it| it.instance_id().map(str::to_owned)).collect();
+        let living = self.living_for_sure().await?;
+        let ids: Vec<_> = living.iter().filter_map(|it| it.instance_id().map(str::to_owned)).collect();
         if ids.is_empty() {
             return Ok(());
         }

@@ -33,6 +33,9 @@ use http::{Answer, Connection, Request};
 use query::Params;
 use world::Rule;
 
+/// EC2's limit for the values of one filter.
+const FILTER_VALUES_MAX: usize = 200;
+
 /// The fake and the runtime that serves it. Dropped, it removes its instances.
 pub(crate) struct Cloud {
     fake: Arc<Fake>,
@@ -351,6 +354,16 @@ impl Fake {
         if let Some(strike) = strike {
             strike.fall();
             return None;
+        }
+        if params.filter_values_most > FILTER_VALUES_MAX {
+            let most = params.filter_values_most;
+            return Some(
+                refused(
+                    "FilterLimitExceeded",
+                    format!("The maximum number of filter values is {FILTER_VALUES_MAX}, not {most}"),
+                )
+                .answer(number),
+            );
         }
         let leftover = params.leftover();
         if reply.is_ok() && !leftover.is_empty() {
