@@ -117,6 +117,37 @@ fn group_that_stays_held_makes_the_teardown_incomplete() {
 }
 
 #[test]
+fn failure_on_the_way_hides_nothing_that_is_known_to_be_left() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let forgotten = cloud.with(|world| {
+        world.machines[0].forgotten_calls = u32::MAX;
+        world.machines[0].id.clone()
+    });
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    // The first look is for what is to be removed, the second for what is left.
+    cloud.fail_later("DescribeTags", "UnauthorizedOperation", 1, 1);
+    lab.stop().expect(8).says(&forgotten).says("look for what has the lab's tag").says("README lists");
+    cloud.with(|world| world.machines[0].forgotten_calls = 0);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn rule_that_cannot_be_revoked_keeps_nothing_else() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let id =
+        cloud.with(|world| world.groups.iter().find(|it| it.name.ends_with("-lab-lb")).unwrap().id.clone());
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    cloud.fail("RevokeSecurityGroupIngress", "UnauthorizedOperation", 1);
+    lab.stop().expect(8).says(&id).says("close security group lab-instances");
+    assert_eq!(cloud.with(|world| world.keys.len()), 0, "the key pair is removed all the same");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn bootstrap_can_be_kept_and_used_again() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

@@ -32,6 +32,47 @@ impl Thing {
     }
 }
 
+/// What a teardown could not remove so far: a later failure hides nothing of it.
+#[derive(Debug, Default)]
+struct Left {
+    failures: Vec<String>,
+    hints: BTreeSet<String>,
+    /// What is there, as far as is known.
+    things: BTreeSet<Thing>,
+}
+
+impl Left {
+    fn is_empty(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// These are there until they are gone.
+    fn expect(&mut self, kind: &str, ids: impl IntoIterator<Item = String>) {
+        self.things.extend(ids.into_iter().map(|id| Thing { kind: kind.to_owned(), id }));
+    }
+
+    fn gone(&mut self, id: &str) {
+        self.things.retain(|thing| thing.id != id);
+    }
+
+    /// With what to do about it, once.
+    fn failed(&mut self, error: Error) {
+        let hint = error.hint.filter(|hint| self.hints.insert(hint.clone()));
+        self.failures.push(match hint {
+            Some(hint) => format!("{}. {hint}", error.message),
+            None => error.message,
+        });
+    }
+
+    /// The failures, and the things that none of them names.
+    fn in_words(self) -> Vec<String> {
+        let is_named = |thing: &&Thing| self.failures.iter().any(|failure| failure.contains(&thing.id));
+        let others = self.things.iter().filter(|thing| !is_named(thing)).map(Thing::in_words);
+        let others: Vec<_> = others.collect();
+        self.failures.into_iter().chain(others).collect()
+    }
+}
+
 impl Ec2 {
     /// Everything with the lab's tag.
     async fn tagged(&self) -> Result<Vec<Thing>, Error> {
@@ -90,41 +131,51 @@ impl Ec2 {
         Ok(self.tagged().await?.iter().map(Thing::in_words).collect())
     }
 
-    /// Removes everything; returns what could not be removed.
+    /// Removes everything; returns what could not be removed. Errors only when nothing is known of what is there.
     pub(super) async fn remove_all(&self, keep_bootstrap: bool) -> Result<Vec<String>, Error> {
         let all = self.describe_when_settled(&self.store.attempts()).await?;
-        let mut left = Vec::new();
-        if let Err(error) = self.terminate_all(&not_terminated(&all)).await {
-            left.push(error.message);
+        let mut left = Left::default();
+        let instances = not_terminated(&all);
+        left.expect("instance", instances.iter().cloned());
+        match self.terminate_all(&instances).await {
+            Ok(()) => left.things.clear(),
+            Err(error) => left.failed(error),
         }
         if !keep_bootstrap {
             // Groups cannot go before the instances, and trying would only take the time.
             if left.is_empty() {
-                self.remove_groups(&mut left).await?;
+                self.remove_groups(&mut left).await;
             }
-            self.remove_keys(&mut left).await?;
+            self.remove_keys(&mut left).await;
         }
-        let more = self.sweep(keep_bootstrap, left.is_empty()).await?;
-        let is_new = |thing: &&Thing| !left.iter().any(|known: &String| known.contains(&thing.id));
-        let more: Vec<_> = more.iter().filter(is_new).map(Thing::in_words).collect();
-        left.extend(more);
-        Ok(left)
+        match self.sweep(keep_bootstrap, left.is_empty()).await {
+            Ok(things) => left.things = things.into_iter().collect(),
+            Err(error) if left.is_empty() => return Err(error),
+            Err(error) => left.failed(error),
+        }
+        Ok(left.in_words())
     }
 
-    async fn remove_groups(&self, left: &mut Vec<String>) -> Result<(), Error> {
-        let groups = self.list_groups().await?;
+    async fn remove_groups(&self, left: &mut Left) {
+        let groups = match self.list_groups().await {
+            Ok(groups) => groups,
+            Err(error) => return left.failed(error),
+        };
+        left.expect("security-group", groups.iter().map(|group| group.id.clone()));
         for group in &groups {
             let references = Self::references(group);
-            if !references.is_empty() {
-                self.revoke(group, &references).await?;
+            if !references.is_empty()
+                && let Err(error) = self.revoke(group, &references).await
+            {
+                left.failed(error);
             }
         }
         for group in &groups {
-            if let Err(error) = self.remove_group(group).await {
-                left.push(error.message);
+            match self.remove_group(group).await {
+                Ok(()) => left.gone(&group.id),
+                Err(error) => left.failed(error),
             }
         }
-        Ok(())
     }
 
     /// Tries until nothing holds the group any more, and says meanwhile what does.
@@ -195,14 +246,21 @@ impl Ec2 {
         found.map_err(|cause| Refusal::of("look at network interfaces", cause).into())
     }
 
-    async fn remove_keys(&self, left: &mut Vec<String>) -> Result<(), Error> {
-        for key in self.list_keys().await? {
+    async fn remove_keys(&self, left: &mut Left) {
+        let keys = match self.list_keys().await {
+            Ok(keys) => keys,
+            Err(error) => return left.failed(error),
+        };
+        left.expect("key-pair", keys.iter().filter_map(|key| key.key_pair_id().map(str::to_owned)));
+        for key in keys {
             let Some(name) = key.key_name() else { continue };
-            if let Err(error) = self.delete_key(name).await {
-                left.push(format!("key pair {name}: {}", error.message));
+            match self.delete_key(name).await {
+                Ok(()) => left.gone(key.key_pair_id().unwrap_or_default()),
+                Err(error) => {
+                    left.failed(Error { message: format!("key pair {name}: {}", error.message), ..error });
+                }
             }
         }
-        Ok(())
     }
 
     /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when

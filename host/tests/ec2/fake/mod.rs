@@ -96,16 +96,21 @@ impl Cloud {
 
     /// Makes the next `times` calls of `action` fail with `code`.
     pub(crate) fn fail(&self, action: &str, code: &str, times: u32) {
+        self.fail_later(action, code, 0, times);
+    }
+
+    /// As [`Cloud::fail`], when so many have been answered.
+    pub(crate) fn fail_later(&self, action: &str, code: &str, after: u32, times: u32) {
         let refused = refused(code, format!("planned: {code}"));
         let action = action.to_owned();
-        self.faults().planned.push_back(Planned { action, times, when: When::Instead, refused });
+        self.faults().planned.push_back(Planned { action, after, times, when: When::Instead, refused });
     }
 
     /// Carries out the next call of `action` and closes the connection without an answer.
     pub(crate) fn lose_answer(&self, action: &str) {
         let refused = refused("lost", "");
         let action = action.to_owned();
-        self.faults().planned.push_back(Planned { action, times: 1, when: When::Lost, refused });
+        self.faults().planned.push_back(Planned { action, after: 0, times: 1, when: When::Lost, refused });
     }
 
     pub(crate) fn set_arn(&self, arn: &str) {
