@@ -229,6 +229,11 @@ impl Cloud {
         self.runtime().block_on(self.fake.local().set_host_key(id, secret)).unwrap();
     }
 
+    /// Opens or closes the SSH servers of all instances.
+    pub(crate) fn set_ssh(&self, is_open: bool) {
+        self.runtime().block_on(self.fake.local().set_ssh(is_open)).unwrap();
+    }
+
     /// When the instances end by themselves, in seconds since the epoch.
     pub(crate) fn guards(&self) -> Vec<u64> {
         let listed = self.runtime().block_on(self.fake.local().list()).unwrap();
