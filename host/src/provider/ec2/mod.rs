@@ -215,6 +215,11 @@ impl Provider for Ec2 {
         self.seen.get().map_or(0, |seen| seen.elsewhere)
     }
 
+    fn instances_allowed(&self) -> usize {
+        let is_learner_lab = self.seen.get().is_some_and(|seen| seen.is_learner_lab);
+        if is_learner_lab { LEARNER_LAB_MAX } else { usize::MAX }
+    }
+
     fn check_total(&self, total: usize) -> Result<(), Error> {
         self.judge_total(total)
     }
