@@ -184,6 +184,22 @@ fn extension_reaches_an_instance_that_is_not_listed_yet() {
 }
 
 #[test]
+fn no_disk_outlives_its_instance_whatever_the_image_says() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    let recipe = lab.read("recipes/provision.rhai");
+    lab.write("recipes/provision.rhai", &recipe.replace("ubuntu-22.04", "ami-0lasting"));
+    lab.provision().expect(0);
+    let living = cloud.living();
+    assert!(living.iter().all(|it| it.image == "ami-0lasting"));
+    // As at the end of their time, when no labhost is there to look.
+    living.iter().for_each(|it| cloud.kill(&it.id));
+    let left = cloud.left();
+    assert!(left.iter().all(|it| !it.starts_with("volume")), "{left:?}");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn type_of_another_architecture_is_refused_before_launch() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

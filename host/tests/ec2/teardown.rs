@@ -148,6 +148,21 @@ fn rule_that_cannot_be_revoked_keeps_nothing_else() {
 }
 
 #[test]
+fn disk_that_was_left_behind_is_deleted_and_named_where_that_is_not_allowed() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let disk = cloud.with(|world| {
+        world.machines[0].disk_stays = true;
+        world.machines[0].volume.clone()
+    });
+    cloud.fail("DeleteVolume", "UnauthorizedOperation", 1);
+    lab.stop().expect(8).says(&format!("delete disk {disk}")).says("README lists the permissions");
+    assert_eq!(cloud.left(), [format!("volume {disk}")]);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn bootstrap_can_be_kept_and_used_again() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

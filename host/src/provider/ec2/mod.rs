@@ -97,6 +97,8 @@ struct Known {
     planned_groups: BTreeSet<String>,
     /// Login by image id.
     users: BTreeMap<String, String>,
+    /// By image id, the disks that would outlive an instance.
+    disks: BTreeMap<String, Vec<image::Disk>>,
     /// Client token and launch index by instance id.
     launched: BTreeMap<String, (String, usize)>,
 }

@@ -4,7 +4,7 @@
 //! 2. revoke rules that let groups into each other;
 //! 3. delete the groups, again and again while something holds them, and say what;
 //! 4. delete the key pair;
-//! 5. look for anything that still has the tag.
+//! 5. look for anything that still has the tag; disks that no instance uses are deleted.
 //!
 //! A failure does not end it: all are reported. It does not touch what has no tag of this lab.
 
@@ -103,7 +103,6 @@ impl Ec2 {
     /// Ids of the lab's things of this kind that are really there; `None` for a kind that labhost does not make.
     /// Tags outlive what they were on for a while.
     async fn existing(&self, kind: &str) -> Result<Option<BTreeSet<String>>, Error> {
-        let ec2 = &self.client().await?.ec2;
         let ids = match kind {
             "instance" => {
                 let all = self.describe(&[tags::of_lab(&self.lab)]).await?;
@@ -111,12 +110,7 @@ impl Ec2 {
             }
             "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
             "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
-            "volume" => {
-                let call = ec2.describe_volumes().filters(tags::of_lab(&self.lab));
-                let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-                let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
-                found.into_iter().filter_map(|it| it.volume_id).collect()
-            }
+            "volume" => self.disks(None).await?.into_iter().collect(),
             "network-interface" => {
                 let found = self.interfaces(tags::of_lab(&self.lab)).await?;
                 found.into_iter().filter_map(|it| it.network_interface_id).collect()
@@ -124,6 +118,28 @@ impl Ec2 {
             _ => return Ok(None),
         };
         Ok(Some(ids))
+    }
+
+    /// Ids of the lab's disks, of those in a state if one is given.
+    async fn disks(&self, state: Option<&str>) -> Result<Vec<String>, Error> {
+        let mut filters = vec![tags::of_lab(&self.lab)];
+        filters.extend(state.map(|state| tags::filter("status", [state])));
+        let call = self.client().await?.ec2.describe_volumes().set_filters(Some(filters));
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
+        Ok(found.into_iter().filter_map(|it| it.volume_id).collect())
+    }
+
+    /// Disks that an instance has left behind, because somebody said so in AWS's console.
+    async fn delete_free_disks(&self) -> Result<(), Error> {
+        for id in self.disks(Some("available")).await? {
+            let done = self.client().await?.ec2.delete_volume().volume_id(&id).send().await;
+            match done.map_err(|cause| Refusal::of(format!("delete disk {id}"), cause)) {
+                Err(refusal) if !refusal.is_not_found() => return Err(refusal.into()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What there is, in words.
@@ -148,7 +164,7 @@ impl Ec2 {
             }
             self.remove_keys(&mut left).await;
         }
-        match self.sweep(keep_bootstrap, left.is_empty()).await {
+        match self.sweep(keep_bootstrap, &mut left).await {
             Ok(things) => left.things = things.into_iter().collect(),
             Err(error) if left.is_empty() => return Err(error),
             Err(error) => left.failed(error),
@@ -265,12 +281,18 @@ impl Ec2 {
 
     /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when
     /// everything went well until here, the look is repeated for a while; an instance that appears is terminated.
-    async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<Thing>, Error> {
+    async fn sweep(&self, keep_bootstrap: bool, left: &mut Left) -> Result<Vec<Thing>, Error> {
         let mut waiting = self.pace.waiting(self.pace.eventual);
         loop {
             let mut things = self.tagged().await?;
             things.retain(|thing| !(keep_bootstrap && thing.is_bootstrap()));
-            if things.is_empty() || !patiently || !waiting.go_on().await {
+            if left.is_empty()
+                && things.iter().any(|thing| thing.kind == "volume")
+                && let Err(error) = self.delete_free_disks().await
+            {
+                left.failed(error);
+            }
+            if things.is_empty() || !left.is_empty() || !waiting.go_on().await {
                 return Ok(things);
             }
             if things.iter().any(|thing| thing.kind == "instance") {
