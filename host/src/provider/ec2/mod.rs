@@ -3,7 +3,7 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `client`, `refusal` | credentials, region, retries; what AWS's refusals mean |
-//! | `tags`, `store` | by what everything is found again; the provider's own files |
+//! | `tags`, `machine`, `store` | by what everything is found again; the provider's own files |
 //! | `look` | who is calling, what of theirs is there already |
 //! | `keys`, `groups`, `rules`, `address`, `image`, `network` | what instances need |
 //! | `launch`, `userdata`, `view`, `poll`, `welcome` | instances, from the call to the first login |
@@ -34,6 +34,7 @@ mod image;
 mod keys;
 mod launch;
 mod look;
+mod machine;
 mod network;
 mod pace;
 mod poll;
@@ -51,6 +52,7 @@ mod welcome;
 use client::Client;
 use groups::Group;
 use look::{LEARNER_LAB_MAX, Seen};
+use machine::Machine;
 use network::Network;
 use pace::{Pace, Reach};
 use refusal::Refusal;
@@ -77,6 +79,7 @@ pub struct Ec2 {
     settings: Settings,
     /// The value of the tag `labhost:lab`.
     lab: String,
+    machine: Machine,
     store: Store,
     pace: Pace,
     reach: Reach,
@@ -109,7 +112,8 @@ const LAB_CHARS_MAX: usize = 40;
 impl Ec2 {
     /// Asks AWS nothing yet. Errors when `settings.lab` cannot be a lab's tag.
     pub fn new(state_dir: &Path, settings: Settings) -> Result<Self, Error> {
-        let lab = settings.lab.clone().unwrap_or_else(|| tags::lab_tag(state_dir));
+        let machine = Machine::of(Path::new("/etc/machine-id"), state_dir);
+        let lab = settings.lab.clone().unwrap_or_else(|| tags::lab_tag(state_dir, &machine.id));
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if lab.is_empty() || lab.len() > LAB_CHARS_MAX || !lab.chars().all(fits) {
             return Err(Error::usage(format!("--lab {lab:?} cannot be a lab"))
@@ -118,6 +122,7 @@ impl Ec2 {
         Ok(Self {
             settings,
             lab,
+            machine,
             store: Store::new(state_dir),
             pace: Pace::from_env(),
             reach: Reach::from_env(),
@@ -202,7 +207,11 @@ impl Provider for Ec2 {
     }
 
     fn start(&self) -> Pending<'_, ()> {
-        self.look_around()
+        Box::pin(async {
+            self.seen().await?;
+            // Before anything has the tag that follows from it.
+            if self.settings.lab.is_none() { self.machine.keep() } else { Ok(()) }
+        })
     }
 
     fn look_around(&self) -> Pending<'_, ()> {
