@@ -41,7 +41,7 @@ pub(crate) struct Cloud {
     fake: Arc<Fake>,
     runtime: Option<Runtime>,
     url: String,
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 /// What the connections share.
@@ -82,7 +82,7 @@ impl Cloud {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         runtime.spawn(serve(listener, Arc::clone(&fake)));
-        Self { fake, runtime: Some(runtime), url, _folder: folder }
+        Self { fake, runtime: Some(runtime), url, folder }
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -228,6 +228,12 @@ impl Cloud {
     /// Gives an instance another host key behind labhost's back.
     pub(crate) fn set_host_key(&self, id: &str, secret: &str) {
         self.runtime().block_on(self.fake.local().set_host_key(id, secret)).unwrap();
+    }
+
+    /// The program on the instances that controls their services.
+    pub(crate) fn service_program(&self) -> std::path::PathBuf {
+        let folder = self.folder.as_ref().expect("only a cloud of local instances has it here");
+        folder.path().join("cloud/local/bin/labhost-service")
     }
 
     /// Opens or closes the SSH servers of all instances.
