@@ -1,6 +1,9 @@
 //! Fleets: what is missing is launched, once whatever happens in between.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -23,7 +26,7 @@ pub struct Fleet {
     pub instances: Vec<Instance>,
     /// Names of those that were launched now.
     pub launched: Vec<String>,
-    /// Those that will be drained and terminated when the recipe has ended, with the reason.
+    /// Those that will be drained and terminated when the recipe has ended, with the reason. Others have made room.
     pub retiring: Vec<(Instance, String)>,
 }
 
@@ -37,13 +40,19 @@ pub struct LaunchOptions {
 }
 
 impl Lab {
-    /// Makes the fleet be as wished, except that members to go only go in [`Lab::retire`].
-    pub async fn ensure_fleet(&self, wish: &Wish, options: LaunchOptions) -> Result<Fleet, Error> {
+    /// Makes the fleet be as wished, except that members to go only go in [`Lab::retire`]. Where the ceiling leaves no
+    /// room for old and new ones together, as many as needed go before, which `say` is told.
+    pub async fn ensure_fleet(
+        &self,
+        wish: &Wish,
+        options: LaunchOptions,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<Fleet, Error> {
         if self.is_planning() {
-            return self.rehearse_fleet(wish, options).await;
+            return self.rehearse_fleet(wish, options, say).await;
         }
         let ledger = self.active().await?;
-        let (mut all, plan, launch) = self.decide(&ledger, wish, &options).await?;
+        let (mut all, plan, launch) = self.decide(&ledger, wish, &options, say).await?;
         let mut instances = plan.keep;
         let mut launched = Vec::new();
         if let Some(launch) = launch {
@@ -65,19 +74,21 @@ impl Lab {
         ledger: &Ledger,
         wish: &Wish,
         options: &LaunchOptions,
+        say: &(dyn Fn(&str) + Sync),
     ) -> Result<(Vec<Instance>, FleetPlan, Option<Launch>), Error> {
         // Each time there is another launch to be asked for; a run that was interrupted leaves one or two.
         const TIMES_MAX: usize = 5;
         let mut late = Vec::new();
         for _ in 0..TIMES_MAX {
-            let all = self.list().await?;
-            let plan = wish.plan(&all);
-            self.check_limits(&all, wish, &plan.launch)?;
+            let mut all = self.list().await?;
+            let expires_at_s = self.expiry(&all);
+            let mut plan = wish.plan(&all);
+            self.make_room(&mut all, wish, &mut plan, say).await?;
             if plan.launch.is_empty() {
                 return Ok((all, plan, None));
             }
             let slots = plan.launch.clone();
-            let launch = launch_of(ledger, wish, slots, options.clone(), self.expiry(&all));
+            let launch = launch_of(ledger, wish, slots, options.clone(), expires_at_s);
             late = self.provider.latecomers(&launch, &all).await?;
             if late.is_empty() {
                 return Ok((all, plan, Some(launch)));
@@ -86,6 +97,34 @@ impl Lab {
         let message =
             format!("launch {}: {} of an interrupted run have appeared", wish.fleet, late.join(", "));
         Err(Error::provider(message).with_hint("Run again: they are taken over."))
+    }
+
+    /// Checks the limits, and terminates those that must go before what is launched has room, of this fleet or of
+    /// fleets before it. Those are then in neither list.
+    pub(super) async fn make_room(
+        &self,
+        all: &mut Vec<Instance>,
+        wish: &Wish,
+        plan: &mut FleetPlan,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<(), Error> {
+        let mut first = lock(&self.session).retiring.clone();
+        first.extend(plan.leaving());
+        let mut seen = BTreeSet::new();
+        first.retain(|(it, _)| seen.insert(it.id.clone()));
+        first.truncate(self.surplus(all.len(), plan.launch.len(), first.len()));
+        let first: Vec<Instance> = first.into_iter().map(|(it, _)| it).collect();
+        let stays = |it: &Instance| first.iter().all(|gone| gone.id != it.id);
+        all.retain(stays);
+        self.check_limits(all, wish, &plan.launch)?;
+        if first.is_empty() {
+            return Ok(());
+        }
+        say(&no_room(&first, plan.launch.len()));
+        self.retire(&first).await?;
+        plan.retire.retain(|(it, _)| stays(it));
+        lock(&self.session).retiring.retain(|(it, _)| stays(it));
+        Ok(())
     }
 
     /// Launches, recorded. A token that was used before may stand for instances of which some are gone by now: those,
@@ -117,6 +156,16 @@ impl Lab {
         }
         session.retiring.extend_from_slice(retire);
     }
+}
+
+fn no_room(first: &[Instance], launch: usize) -> String {
+    let words = |it: &Instance| format!("{} ({}, {})", it.name, it.instance_type, it.id);
+    let words: Vec<_> = first.iter().map(words).collect();
+    format!(
+        "the ceiling leaves no room for {launch} new instances beside the old ones, so these are terminated before they \
+         are replaced, and requests to them fail: {}",
+        words.join(", ")
+    )
 }
 
 /// The request for these slots. Its token depends on the launches of this fleet that are known to be done, so a

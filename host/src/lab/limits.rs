@@ -43,7 +43,7 @@ impl Lab {
         if launch.is_empty() {
             return Ok(());
         }
-        self.check_ceiling(existing.len(), launch)?;
+        self.check_ceiling(existing.len(), launch.len())?;
         let Some(max) = self.limits.hourly_max else { return Ok(()) };
         let new = launch.iter().map(|_| wish.instance_type.as_str());
         let types: Vec<_> = existing.iter().map(|it| it.instance_type.as_str()).chain(new).collect();
@@ -60,18 +60,31 @@ impl Lab {
         }
     }
 
-    fn check_ceiling(&self, existing: usize, launch: &[u32]) -> Result<(), Error> {
+    fn ceiling(&self) -> usize {
+        self.limits.instances_max.unwrap_or_else(|| self.provider.instances_max())
+    }
+
+    /// How many of `going` must go before `launch` new ones fit under the ceiling: all of them where even that is not
+    /// enough room, because then the launch is refused, and none where nothing is launched.
+    pub(super) fn surplus(&self, existing: usize, launch: usize, going: usize) -> usize {
+        let max = self.ceiling().min(self.provider.instances_allowed());
+        let total = existing + self.provider.instances_elsewhere() + launch;
+        if launch == 0 { 0 } else { total.saturating_sub(max).min(going) }
+    }
+
+    fn check_ceiling(&self, existing: usize, launch: usize) -> Result<(), Error> {
         let elsewhere = self.provider.instances_elsewhere();
-        let total = existing + elsewhere + launch.len();
-        let max = self.limits.instances_max.unwrap_or_else(|| self.provider.instances_max());
-        if total <= max {
+        let total = existing + elsewhere + launch;
+        let max = self.ceiling();
+        // What the account does not allow is not to be raised.
+        if total <= max || total > self.provider.instances_allowed() {
             return self.provider.check_total(total);
         }
         let others =
             if elsewhere == 0 { String::new() } else { format!(" here and {elsewhere} outside this lab") };
         let message = format!(
-            "launch {} instances: with the {existing} that exist{others} there would be {total}, and the ceiling is {max}",
-            launch.len(),
+            "launch {launch} instances: with the {existing} that stay{others} there would be {total}, and the ceiling is \
+             {max}"
         );
         Err(Error::provider(message)
             .with_hint(format!("Raise it with --max-instances {total} if that is meant.")))

@@ -310,8 +310,9 @@ impl Lab {
 
     /// Removes the lab's own files, the lock last.
     fn forget(&self, keep_bootstrap: bool) -> Result<(), Error> {
-        let keys = self.dir.join("keys");
-        for path in own_files(&self.dir).filter(|path| !(keep_bootstrap && *path == keys)) {
+        // What is kept at the provider must be found again.
+        let kept = ["keys", "machine-id"].map(|name| self.dir.join(name));
+        for path in own_files(&self.dir).filter(|path| !(keep_bootstrap && kept.contains(path))) {
             let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match gone {
                 Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
@@ -333,7 +334,7 @@ impl Lab {
 /// What a lab leaves under its state directory, apart from its lock and from benchmark results: also what a labhost
 /// left that was killed while it wrote one of them (`.NAME.` and something more).
 fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 13] = [
         "instances.json",
         "lb.json",
         "run.json",
@@ -346,6 +347,7 @@ fn own_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
         "local",
         "ec2",
         "state",
+        "machine-id",
     ];
     let half_written = |name: &str| {
         let rest = name.strip_prefix('.').unwrap_or_default();

@@ -12,7 +12,7 @@ pub struct Wish {
     pub role: Option<String>,
 }
 
-/// What makes the fleet so. Retired instances go only after their replacements serve.
+/// What makes the fleet so. Retired instances go only after their replacements serve, where there is room for both.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FleetPlan {
     /// Members that stay, ordered by slot.
@@ -70,6 +70,15 @@ impl Wish {
         plan.launch =
             (1..=self.count).filter(|slot| !plan.keep.iter().any(|kept| kept.slot == *slot)).collect();
         plan
+    }
+}
+
+impl FleetPlan {
+    /// Those to retire, in the order in which they make room: before others those that nobody replaces, and the last.
+    pub(super) fn leaving(&self) -> Vec<(Instance, String)> {
+        let mut leaving = self.retire.clone();
+        leaving.sort_by_key(|(it, _)| (self.launch.contains(&it.slot), std::cmp::Reverse(it.slot)));
+        leaving
     }
 }
 
@@ -144,6 +153,18 @@ mod tests {
         new.launched_at_s = old.launched_at_s + 5;
         let plan = wish("t2.micro", 1).plan(&[old.clone(), new.clone()]);
         assert_eq!((plan.keep, plan.retire[0].0.id.clone()), (vec![new], old.id));
+    }
+
+    #[test]
+    fn room_is_made_by_those_that_nobody_replaces_and_from_the_end() {
+        let plan = wish("t2.small", 2).plan(&[member(1), member(2), member(3)]);
+        assert_eq!(plan.leaving().iter().map(|(i, _)| i.slot).collect::<Vec<_>>(), [3, 2, 1]);
+        let plan = wish("t2.micro", 2).plan(&[
+            member(1),
+            Instance { host_key: String::new(), ..member(2) },
+            member(3),
+        ]);
+        assert_eq!(plan.leaving().iter().map(|(i, _)| i.slot).collect::<Vec<_>>(), [3, 2]);
     }
 
     #[test]

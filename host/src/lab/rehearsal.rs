@@ -3,7 +3,11 @@
 //! Reads are real and mutating calls are trials. A script cannot be planned completely: what it does on hosts is
 //! only named, and what it would read from new hosts is empty. Nothing is written to disk.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::SystemTime,
+};
 
 use super::{Fleet, Lab, LaunchOptions, keys, lock, plan::Wish};
 use crate::{
@@ -20,6 +24,8 @@ pub struct Rehearsal {
     pub changes: Vec<Change>,
     /// The instances that there would be.
     pub instances: Vec<Instance>,
+    /// Ids of those that would have gone by now.
+    gone: BTreeSet<String>,
 }
 
 impl Rehearsal {
@@ -74,13 +80,19 @@ impl Lab {
     }
 
     /// Plans one fleet; its new members are placeholders.
-    pub(super) async fn rehearse_fleet(&self, wish: &Wish, options: LaunchOptions) -> Result<Fleet, Error> {
+    pub(super) async fn rehearse_fleet(
+        &self,
+        wish: &Wish,
+        options: LaunchOptions,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<Fleet, Error> {
         self.prepare().await?;
         let mut existing = self.provider.list().await?;
-        let planned = self.rehearsal().map(|(rehearsal, _)| rehearsal.instances).unwrap_or_default();
-        existing.extend(planned.into_iter().filter(|it| it.state == State::Pending));
-        let plan = wish.plan(&existing);
-        self.check_limits(&existing, wish, &plan.launch)?;
+        let rehearsal = self.rehearsal().map(|(rehearsal, _)| rehearsal).unwrap_or_default();
+        existing.retain(|it| !rehearsal.gone.contains(&it.id));
+        existing.extend(rehearsal.instances.into_iter().filter(|it| it.state == State::Pending));
+        let mut plan = wish.plan(&existing);
+        self.make_room(&mut existing, wish, &mut plan, say).await?;
         let mut instances = plan.keep;
         let kept = instances.iter().map(|it| Change { verb: Verb::Keep, what: in_words(it) }).collect();
         self.note(kept, &instances);
@@ -114,7 +126,11 @@ impl Lab {
 
     /// Plans that these go.
     pub(super) async fn rehearse_retirement(&self, instances: &[Instance]) -> Result<(), Error> {
-        self.rehearse(Step::Terminate(instances.to_vec())).await
+        self.rehearse(Step::Terminate(instances.to_vec())).await?;
+        if let Some(rehearsal) = &self.rehearsal {
+            lock(rehearsal).gone.extend(instances.iter().map(|it| it.id.clone()));
+        }
+        Ok(())
     }
 
     /// Plans that everything goes.

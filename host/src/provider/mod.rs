@@ -193,6 +193,11 @@ pub trait Provider: Send + Sync {
         0
     }
 
+    /// The most instances that the account may have in all, whatever `--max-instances` says; known after `start`.
+    fn instances_allowed(&self) -> usize {
+        usize::MAX
+    }
+
     /// Errors when a lab must not have this many instances in all, and warns where it should not.
     fn check_total(&self, _total: usize) -> Result<(), Error> {
         Ok(())

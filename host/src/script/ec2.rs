@@ -176,7 +176,8 @@ fn ensure_instances(run: &Arc<Run>, options: Instances) -> Result<Vec<Host>, Err
         image: options.image,
         tags: options.tags,
     };
-    let fleet = run.change("the launch of instances", run.lab.ensure_fleet(&wish, launch))?;
+    let warn = |text: &str| run.ui.warn(text);
+    let fleet = run.change("the launch of instances", run.lab.ensure_fleet(&wish, launch, &warn))?;
     let kept = fleet.instances.len() - fleet.launched.len();
     let launched = match fleet.launched.len() {
         0 => String::new(),

@@ -45,9 +45,28 @@ fn rules_follow_the_caller_to_another_network() {
     follows(&mut lab, &["recipes/provision.rhai"], "203.0.113.9", "198.51.100.7");
     follows(&mut lab, &["ssh", "app-1", "true"], "203.0.113.10", "203.0.113.9");
     follows(&mut lab, &["extend", "3h"], "203.0.113.11", "203.0.113.10");
-    follows(&mut lab, &["status"], "203.0.113.12", "203.0.113.11");
     lab.write("recipes/look.rhai", r#"ec2::list()[0].exec("true");"#);
-    follows(&mut lab, &["recipes/look.rhai"], "203.0.113.13", "203.0.113.12");
+    follows(&mut lab, &["recipes/look.rhai"], "203.0.113.13", "203.0.113.11");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn status_changes_nothing_also_from_another_network() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    cloud.take_calls();
+    lab.env.push(("LABHOST_MY_IP".to_owned(), "203.0.113.9".to_owned()));
+    lab.labhost(&["status"]).expect(0).says("3 instances on ec2");
+    let calls = cloud.take_calls();
+    assert!(
+        calls.iter().all(|it| it.action.starts_with("Describe") || it.action.starts_with("Get")),
+        "{calls:?}"
+    );
+    // As where the groups let only another address in.
+    cloud.set_ssh(false);
+    lab.labhost(&["status"]).expect(0).says("no instance accepts a login").says("`labhost ssh HOST`");
+    cloud.set_ssh(true);
     lab.stop_clean(&cloud);
 }
 

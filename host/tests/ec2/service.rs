@@ -18,6 +18,15 @@ verb=$1
 for last; do :; done
 case $verb in
 start | restart) echo active >"$STANDIN/$last" ;;
+is-active)
+    [ "$(cat "$STANDIN/$last" 2>/dev/null)" = active ]
+    exit
+    ;;
+enable)
+    case $* in
+    *--now*) [ -e "$STANDIN/broken" ] || echo active >"$STANDIN/$last" ;;
+    esac
+    ;;
 stop | disable) echo inactive >"$STANDIN/$last" ;;
 kill) [ ! -e "$STANDIN/takes-over" ] || cp "$STANDIN/takes-over" "$STANDIN/main" ;;
 show)
@@ -39,11 +48,15 @@ impl Machine {
     fn new() -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/provider/ec2/labhost-service.sh");
-        let mut script = fs::read_to_string(source).unwrap();
+        // As user data brings it, without comments.
+        let is_code = |line: &&str| !line.trim_start().starts_with("# ");
+        let script = fs::read_to_string(source).unwrap();
+        let mut script: String = script.lines().filter(is_code).flat_map(|line| [line, "\n"]).collect();
         for (from, to) in [
             ("/etc/labhost", "etc/labhost"),
             ("/etc/systemd/system", "etc/systemd"),
             ("/etc/ssh", "etc/ssh"),
+            ("/usr/local/sbin", "sbin"),
             ("/var/lib", "var/lib"),
             ("@HOME@", "home"),
         ] {
@@ -274,6 +287,38 @@ fn host_key_and_deadline_are_replaced() {
     assert_eq!(fs::read_to_string(&key).unwrap(), secret, "a key that is none changes nothing");
     assert_eq!(machine.ok(&["expires", "1700000000"], ""), json!({}));
     assert_eq!(fs::read_to_string(machine.path("etc/labhost/expires")).unwrap(), "1700000000\n");
+}
+
+#[test]
+fn guard_is_started_when_it_does_not_run_and_refused_when_it_cannot() {
+    let machine = Machine::new();
+    fs::create_dir_all(machine.path("sbin")).unwrap();
+    let script = machine.path("sbin/labhost-ttl");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    machine.ok(&["expires", "1700000000"], "");
+
+    fs::write(machine.path("broken"), "").unwrap();
+    assert!(machine.refused(&["guard"], "", 1).contains("labhost-ttl.timer is not active"));
+    fs::remove_file(machine.path("broken")).unwrap();
+    machine.asked();
+    let asked = ["daemon-reload", "enable --quiet --now labhost-ttl.timer"];
+    assert_eq!(machine.ok(&["guard"], ""), json!({ "expires_at_s": 1_700_000_000 }));
+    let calls = machine.asked();
+    assert!(asked.iter().all(|call| calls.iter().any(|it| it == call)), "{calls:?}");
+    machine.ok(&["guard"], "");
+    assert!(
+        machine.asked().iter().all(|call| call.starts_with("is-active")),
+        "a guard that runs is left alone"
+    );
+
+    fs::write(machine.path("etc/labhost/expires"), "never\n").unwrap();
+    assert!(machine.refused(&["guard"], "", 1).contains("is no deadline"));
+    fs::remove_file(machine.path("etc/labhost/expires")).unwrap();
+    assert!(machine.refused(&["guard"], "", 1).contains("there is no deadline"));
+    machine.ok(&["expires", "1700000000"], "");
+    fs::remove_file(&script).unwrap();
+    assert!(machine.refused(&["guard"], "", 1).contains("labhost-ttl is not there"));
 }
 
 #[test]

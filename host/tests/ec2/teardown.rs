@@ -75,6 +75,19 @@ fn instance_that_is_listed_late_is_removed_also_when_the_state_is_lost() {
 }
 
 #[test]
+fn more_instances_are_removed_than_one_filter_can_name() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    let tag = lab.tag();
+    // Nobody's but in the ledger: so many real ones would only take time.
+    for number in 0..201 {
+        cloud.add_foreign(&format!("i-many{number}"), &[("labhost:lab", &tag)]);
+    }
+    cloud.with(|world| world.machines.iter_mut().for_each(|it| drop(it.tags.remove("foreign"))));
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn what_still_holds_a_group_is_named_and_waited_for() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);
@@ -100,6 +113,52 @@ fn group_that_stays_held_makes_the_teardown_incomplete() {
         .says("1 left");
     assert_eq!(cloud.left(), [format!("group labhost-{}-lab-lb", lab.tag())]);
     cloud.with(|world| world.groups.retain(|it| it.name != "somebody"));
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn failure_on_the_way_hides_nothing_that_is_known_to_be_left() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let forgotten = cloud.with(|world| {
+        world.machines[0].forgotten_calls = u32::MAX;
+        world.machines[0].id.clone()
+    });
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    // The first look is for what is to be removed, the second for what is left.
+    cloud.fail_later("DescribeTags", "UnauthorizedOperation", 1, 1);
+    lab.stop().expect(8).says(&forgotten).says("look for what has the lab's tag").says("README lists");
+    cloud.with(|world| world.machines[0].forgotten_calls = 0);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn rule_that_cannot_be_revoked_keeps_nothing_else() {
+    let cloud = Cloud::start();
+    let mut lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let id =
+        cloud.with(|world| world.groups.iter().find(|it| it.name.ends_with("-lab-lb")).unwrap().id.clone());
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    cloud.fail("RevokeSecurityGroupIngress", "UnauthorizedOperation", 1);
+    lab.stop().expect(8).says(&id).says("close security group lab-instances");
+    assert_eq!(cloud.with(|world| world.keys.len()), 0, "the key pair is removed all the same");
+    lab.stop_clean(&cloud);
+}
+
+#[test]
+fn disk_that_was_left_behind_is_deleted_and_named_where_that_is_not_allowed() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let disk = cloud.with(|world| {
+        world.machines[0].disk_stays = true;
+        world.machines[0].volume.clone()
+    });
+    cloud.fail("DeleteVolume", "UnauthorizedOperation", 1);
+    lab.stop().expect(8).says(&format!("delete disk {disk}")).says("README lists the permissions");
+    assert_eq!(cloud.left(), [format!("volume {disk}")]);
     lab.stop_clean(&cloud);
 }
 

@@ -71,6 +71,31 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[test]
+fn instance_that_would_never_end_by_itself_is_named_at_the_first_login() {
+    let cloud = Cloud::start();
+    let lab = Lab::new(&cloud);
+    lab.provision().expect(0);
+    let ids: Vec<_> = lab.instances().into_iter().map(|it| it.id).collect();
+    let program = cloud.service_program();
+    let real = program.with_extension("real");
+    std::fs::rename(&program, &real).unwrap();
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" != guard ] || {{ echo 'labhost-ttl.timer is not active' >&2; exit 1; }}\nexec {} \"$@\"\n",
+        real.display()
+    );
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::metadata(&real).unwrap().permissions()).unwrap();
+    let ended = lab.run().expect(5).says("would never end by itself").says("labhost-ttl.timer is not active");
+    assert!(ids.iter().any(|id| ended.text().contains(id.as_str())), "{ended}");
+    assert_eq!(cloud.living().len(), 3, "nothing is terminated");
+    // It is looked at again until it is so.
+    lab.run().expect(5).says("would never end by itself");
+    std::fs::rename(&real, &program).unwrap();
+    lab.run().expect(0);
+    lab.stop_clean(&cloud);
+}
+
+#[test]
 fn user_data_and_tags_are_as_promised() {
     let cloud = Cloud::start();
     let lab = Lab::new(&cloud);

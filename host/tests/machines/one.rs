@@ -125,11 +125,23 @@ fn first_login(one: &One) {
     let read = "sudo cat /etc/ssh/ssh_host_ed25519_key.pub";
     wait_for("the first login", || one.ssh("true").status.success().then_some(()));
     assert!(brought.starts_with(&one.says(read)), "the machine has the key that it was given");
+    unguarded(one);
     assert!(one.run().contains("changed: web true, bell true"));
+    assert_eq!(one.says("systemctl is-active labhost-ttl.timer"), "active");
     let own = one.says(read);
     assert!(!brought.starts_with(&own), "it was replaced");
     let known = one.lab.read("artifacts/known_hosts");
     assert!(known.lines().count() == 1 && known.contains(&own), "{known}");
+}
+
+/// A machine that would never end by itself is refused, and one whose timer can be started has it started.
+fn unguarded(one: &One) {
+    let (unit, away) = ("/etc/systemd/system/labhost-ttl.timer", "/root/labhost-ttl.timer");
+    one.says(&format!("sudo sh -c 'systemctl stop labhost-ttl.timer; mv {unit} {away}'"));
+    let refused = one.lab.labhost(&["--provider", "ec2", "recipes/one.rhai"]).expect(5);
+    refused.says(&one.id()).says("would never end by itself").says("labhost-ttl.timer is not active");
+    assert_eq!(one.life(), Life::Running);
+    one.says(&format!("sudo mv {away} {unit}"));
 }
 
 fn services(one: &One) {

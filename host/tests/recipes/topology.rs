@@ -155,6 +155,23 @@ fn changed_work_restarts_the_workers_in_place() {
 }
 
 #[test]
+fn full_lab_makes_room_for_what_replaces_its_members() {
+    let lab = Lab::up();
+    let (old, lb) = (lab.instance("app-1").id, lab.instance("lb-1").id);
+    lab.set_topology(&[SMALL, BALANCER]);
+    let said = format!("app-1 (t2.micro, {old})");
+    let full = ["recipes/run.rhai", "--max-instances", "2"];
+    lab.labhost(&[&full[..], &["--plan"]].concat()).expect(10).expect_says("no room").expect_says(&said);
+    assert_eq!(lab.instance("app-1").id, old);
+    lab.labhost(&full).expect(0).expect_says("no room").expect_says(&said);
+    lab.assert_exactly(&["app-1", "lb-1"]);
+    assert_eq!((lab.instance("app-1").instance_type, lab.instance("lb-1").id), ("t2.small".to_owned(), lb));
+    let last = |step: &str| lab.steps().iter().rposition(|it| it == step);
+    assert!(last("terminate").is_some() && last("terminate") < last("launch"), "{:?}", lab.steps());
+    lab.assert_serves("cluster1");
+}
+
+#[test]
 fn ceiling_refuses_a_launch_and_changes_nothing() {
     let lab = Lab::up();
     let ids = lab.ids();

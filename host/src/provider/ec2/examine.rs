@@ -37,6 +37,7 @@ const NAME: &str = "doctor";
 /// Well-formed ids that AWS does not give.
 const NO_INSTANCE: &str = "i-00000000000000000";
 const NO_GROUP: &str = "sg-00000000000000000";
+const NO_DISK: &str = "vol-00000000000000000";
 /// Whom no group lets in: an address for documentation, RFC 5737.
 const NOBODY: &str = "192.0.2.1/32";
 
@@ -47,6 +48,7 @@ struct Found {
     group: Option<Group>,
     /// Its name at AWS.
     key: Option<String>,
+    disk: Option<String>,
     image: Option<String>,
     vpc: Option<String>,
     subnets: Option<Vec<String>>,
@@ -91,7 +93,7 @@ impl Ec2 {
         let keys = read(trials, "DescribeKeyPairs", self.list_keys().await, |it| count(it));
         let groups = read(trials, "DescribeSecurityGroups", self.list_groups().await, |it| count(it));
         read(trials, "DescribeTags", self.lab_tags().await, |it| count(it));
-        read(trials, "DescribeVolumes", self.disks().await, |it| count(it));
+        let disks = read(trials, "DescribeVolumes", self.disks(None).await, |it| count(it));
         let interfaces = self.interfaces(tags::of_lab(&self.lab)).await;
         read(trials, "DescribeNetworkInterfaces", interfaces, |it| count(it));
         let kind = self.ask_type(smallest()).await;
@@ -118,6 +120,7 @@ impl Ec2 {
             instance,
             group: groups.and_then(|all| all.into_iter().next()),
             key: keys.and_then(|all| all.into_iter().next()?.key_name),
+            disk: disks.and_then(|all| all.into_iter().next()),
             image,
             vpc,
             subnets,
@@ -148,6 +151,7 @@ impl Ec2 {
             group: found.group.as_ref().map(|group| group.id.clone()),
             image: image.clone(),
             user: self.user_for(image),
+            disks: self.lasting_disks(image).await?,
         };
         let attempt = Attempt::new(&launch, subnets.clone())?;
         let done = self.request(&launch, &resolved, &attempt).await?.dry_run(true).send().await;
@@ -167,6 +171,9 @@ impl Ec2 {
         let expiry = tags::expires(epoch_s(SystemTime::now()));
         let done = ec2.create_tags().dry_run(true).resources(id).tags(expiry).send().await;
         trials.push(tell("CreateTags", &target, done));
+        let target = Target::found(found.disk.as_deref(), NO_DISK);
+        let done = ec2.delete_volume().dry_run(true).volume_id(&target.name).send().await;
+        trials.push(tell("DeleteVolume", &target, done));
         Ok(())
     }
 

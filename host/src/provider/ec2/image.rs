@@ -1,8 +1,9 @@
 //! The image that instances boot from, found by name among its maker's, newest first.
 //!
-//! What was found is recorded by the lab, so that a re-run boots the same.
+//! What was found is recorded by the lab, so that a re-run boots the same. No disk of an image outlives its instance,
+//! whatever the image says.
 
-use aws_sdk_ec2::types::Image;
+use aws_sdk_ec2::types::{BlockDeviceMapping, Image};
 
 use super::{Ec2, refusal::Refusal, tags, types::Arch};
 use crate::{Error, Kind, ui::report::nearest};
@@ -43,6 +44,23 @@ fn user_of(image: &Image) -> &'static str {
     }
 }
 
+/// A disk that an image brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Disk {
+    /// For example `/dev/sda1`.
+    pub(super) device: String,
+    pub(super) gib: Option<i32>,
+}
+
+/// Disks that would stay, and cost money, when an instance of this image has ended.
+fn lasting_disks(image: &Image) -> Vec<Disk> {
+    let lasting = |mapping: &BlockDeviceMapping| {
+        let ebs = mapping.ebs().filter(|ebs| ebs.delete_on_termination() != Some(true))?;
+        Some(Disk { device: mapping.device_name()?.to_owned(), gib: ebs.volume_size() })
+    };
+    image.block_device_mappings().iter().filter_map(lasting).collect()
+}
+
 impl Ec2 {
     /// The id of the image called `name`.
     pub(super) async fn find_image(&self, name: &str, before: Option<&str>) -> Result<String, Error> {
@@ -72,16 +90,14 @@ impl Ec2 {
                     "Choose another region with --region, or give an image's id (ami-...) in the recipe.",
                 )
         })?;
+        found.iter().for_each(|image| self.remember_disks(image));
         self.say(&format!("image {name}: {} ({})", newest.0, newest.1));
         Ok(newest.0.to_owned())
     }
 
     /// An image that the recipe gives by its id: it must exist and be of this build's architecture.
     async fn check_image(&self, id: &str) -> Result<String, Error> {
-        let call = self.client().await?.ec2.describe_images().image_ids(id);
-        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-        let found = found.map_err(|cause| Refusal::of(format!("find image {id}"), cause))?;
-        let image = found.first().ok_or_else(|| {
+        let image = self.describe_image(id).await?.ok_or_else(|| {
             Error::provider(format!("find image {id}: there is none in this region"))
                 .with_hint("Ids of images differ between regions.")
         })?;
@@ -92,8 +108,36 @@ impl Ec2 {
                     "The programs are built for this machine's architecture; choose an image of the same.",
                 ));
         }
-        self.known().users.insert(id.to_owned(), user_of(image).to_owned());
+        self.known().users.insert(id.to_owned(), user_of(&image).to_owned());
+        self.remember_disks(&image);
         Ok(id.to_owned())
+    }
+
+    /// `None` when there is no such image.
+    async fn describe_image(&self, id: &str) -> Result<Option<Image>, Error> {
+        let call = self.client().await?.ec2.describe_images().image_ids(id);
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        match found.map_err(|cause| Refusal::of(format!("find image {id}"), cause)) {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(refusal) if refusal.is_not_found() => Ok(None),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    fn remember_disks(&self, image: &Image) {
+        let Some(id) = image.image_id() else { return };
+        self.known().disks.insert(id.to_owned(), lasting_disks(image));
+    }
+
+    /// The disks of an image that would outlive an instance; asked for unless this process knows them. An image that
+    /// is not there has none: the launch itself says so.
+    pub(super) async fn lasting_disks(&self, id: &str) -> Result<Vec<Disk>, Error> {
+        if let Some(known) = self.known().disks.get(id) {
+            return Ok(known.clone());
+        }
+        let Some(image) = self.describe_image(id).await? else { return Ok(Vec::new()) };
+        self.remember_disks(&image);
+        Ok(lasting_disks(&image))
     }
 
     /// The login of instances from this image.

@@ -14,7 +14,7 @@ HOME_DIR=@HOME@
 DIR=/etc/labhost
 UNITS=/etc/systemd/system
 
-USAGE="usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], host-key, expires AT"
+USAGE="usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], host-key, expires AT, guard"
 
 refuse() { # refuse EXIT-STATUS TEXT
     printf 'labhost-service: %s\n' "$2" >&2
@@ -318,6 +318,19 @@ expires() {
     printf '{}\n'
 }
 
+# Fails unless this instance ends by itself. cloud-init starts the timer last of all, so it may have to be started here.
+guard() {
+    timer=labhost-ttl.timer
+    if ! systemctl is-active --quiet $timer; then
+        systemctl daemon-reload && systemctl enable --quiet --now $timer || true
+    fi
+    systemctl is-active --quiet $timer || refuse 1 "guard: $timer is not active"
+    [ -x /usr/local/sbin/labhost-ttl ] || refuse 1 "guard: /usr/local/sbin/labhost-ttl is not there"
+    at=$(cat "$DIR/expires") || refuse 1 "guard: there is no deadline"
+    case $at in '' | *[!0-9]*) refuse 1 "guard: \"$at\" is no deadline" ;; esac
+    printf '{"expires_at_s":%s}\n' "$at"
+}
+
 verb=${1:-}
 case $verb in
 apply | start | stop | restart | reload | remove | link | logs)
@@ -331,7 +344,7 @@ status)
     [ $# = 1 ] || check_name "$2"
     as_root "$@"
     ;;
-host-key) [ $# = 1 ] || refuse 2 "$USAGE"; as_root "$@" ;;
+host-key | guard) [ $# = 1 ] || refuse 2 "$USAGE"; as_root "$@" ;;
 expires) [ $# = 2 ] || refuse 2 "$USAGE"; as_root "$@" ;;
 *) refuse 2 "$USAGE" ;;
 esac
@@ -352,4 +365,5 @@ remove) remove "$2" ;;
 logs) known "$2"; shift; logs "$@" ;;
 host-key) replace_host_key ;;
 expires) expires "$2" ;;
+guard) guard ;;
 esac

@@ -9,9 +9,9 @@ use std::time::SystemTime;
 use aws_sdk_ec2::{
     operation::run_instances::builders::RunInstancesFluentBuilder,
     types::{
-        CreditSpecificationRequest, HttpTokensState, Instance as Described, InstanceMetadataEndpointState,
-        InstanceMetadataOptionsRequest, InstanceNetworkInterfaceSpecification, InstanceType,
-        ShutdownBehavior,
+        BlockDeviceMapping, CreditSpecificationRequest, EbsBlockDevice, HttpTokensState,
+        Instance as Described, InstanceMetadataEndpointState, InstanceMetadataOptionsRequest,
+        InstanceNetworkInterfaceSpecification, InstanceType, ShutdownBehavior,
     },
 };
 use aws_smithy_types::base64;
@@ -37,6 +37,17 @@ pub(super) struct Resolved {
     pub(super) group: Option<String>,
     pub(super) image: String,
     pub(super) user: String,
+    /// Disks that the image would leave behind.
+    pub(super) disks: Vec<image::Disk>,
+}
+
+/// Only what is to be otherwise than in the image: the rest of a mapping stays as the image has it.
+fn disks_that_go(disks: &[image::Disk]) -> Option<Vec<BlockDeviceMapping>> {
+    let goes = |disk: &image::Disk| {
+        let ebs = EbsBlockDevice::builder().delete_on_termination(true).set_volume_size(disk.gib);
+        BlockDeviceMapping::builder().device_name(&disk.device).ebs(ebs.build()).build()
+    };
+    if disks.is_empty() { None } else { Some(disks.iter().map(goes).collect()) }
 }
 
 impl Ec2 {
@@ -115,8 +126,8 @@ impl Ec2 {
             Some(id) => id.clone(),
             None => self.find_image(image::NAME_DEFAULT, None).await?,
         };
-        let user = self.user_for(&image);
-        Ok(Resolved { key, group, image, user })
+        let (user, disks) = (self.user_for(&image), self.lasting_disks(&image).await?);
+        Ok(Resolved { key, group, image, user, disks })
     }
 
     async fn run_instances(
@@ -172,6 +183,7 @@ impl Ec2 {
             .set_key_name(resolved.key.clone())
             .network_interfaces(interface)
             .metadata_options(metadata)
+            .set_block_device_mappings(disks_that_go(&resolved.disks))
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
             .user_data(base64::encode(user_data))
             .set_tag_specifications(Some(self.mine().await?.launched(launch, &resolved.user)));

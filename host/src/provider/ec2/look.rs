@@ -64,6 +64,9 @@ impl Ec2 {
             if is_learner_lab { " (Learner Lab)" } else { "" },
             client.expiry.as_ref().map_or_else(String::new, |expiry| format!("; {expiry}")),
         ));
+        if let Some(warning) = self.machine.warning().filter(|_| self.settings.lab.is_none()) {
+            self.say(&format!("{warning} --lab {}", self.lab));
+        }
         let mine = Mine { lab: self.lab.clone(), owner };
         Ok((Seen { mine, elsewhere: 0, is_learner_lab }, arn))
     }

@@ -3,7 +3,7 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `client`, `refusal` | credentials, region, retries; what AWS's refusals mean |
-//! | `tags`, `store` | by what everything is found again; the provider's own files |
+//! | `tags`, `machine`, `store` | by what everything is found again; the provider's own files |
 //! | `look` | who is calling, what of theirs is there already |
 //! | `keys`, `groups`, `rules`, `address`, `image`, `network` | what instances need |
 //! | `launch`, `userdata`, `view`, `poll`, `welcome` | instances, from the call to the first login |
@@ -37,6 +37,7 @@ mod image;
 mod keys;
 mod launch;
 mod look;
+mod machine;
 mod network;
 mod pace;
 mod poll;
@@ -54,6 +55,7 @@ mod welcome;
 use client::Client;
 use groups::Group;
 use look::{LEARNER_LAB_MAX, Seen};
+use machine::Machine;
 use network::Network;
 use pace::{Pace, Reach};
 use refusal::Refusal;
@@ -80,6 +82,7 @@ pub struct Ec2 {
     settings: Settings,
     /// The value of the tag `labhost:lab`.
     lab: String,
+    machine: Machine,
     store: Store,
     pace: Pace,
     reach: Reach,
@@ -100,6 +103,8 @@ struct Known {
     planned_groups: BTreeSet<String>,
     /// Login by image id.
     users: BTreeMap<String, String>,
+    /// By image id, the disks that would outlive an instance.
+    disks: BTreeMap<String, Vec<image::Disk>>,
     /// Client token and launch index by instance id.
     launched: BTreeMap<String, (String, usize)>,
 }
@@ -110,7 +115,8 @@ const LAB_CHARS_MAX: usize = 40;
 impl Ec2 {
     /// Asks AWS nothing yet. Errors when `settings.lab` cannot be a lab's tag.
     pub fn new(state_dir: &Path, settings: Settings) -> Result<Self, Error> {
-        let lab = settings.lab.clone().unwrap_or_else(|| tags::lab_tag(state_dir));
+        let machine = Machine::of(Path::new("/etc/machine-id"), state_dir);
+        let lab = settings.lab.clone().unwrap_or_else(|| tags::lab_tag(state_dir, &machine.id));
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if lab.is_empty() || lab.len() > LAB_CHARS_MAX || !lab.chars().all(fits) {
             return Err(Error::usage(format!("--lab {lab:?} cannot be a lab"))
@@ -119,6 +125,7 @@ impl Ec2 {
         Ok(Self {
             settings,
             lab,
+            machine,
             store: Store::new(state_dir),
             pace: Pace::from_env(),
             reach: Reach::from_env(),
@@ -185,8 +192,8 @@ impl Ec2 {
     }
 
     async fn move_expiry(&self, expires_at_s: u64) -> Result<(), Error> {
-        let ids: Vec<_> =
-            self.living().await?.iter().filter_map(|it| it.instance_id().map(str::to_owned)).collect();
+        let living = self.living_for_sure().await?;
+        let ids: Vec<_> = living.iter().filter_map(|it| it.instance_id().map(str::to_owned)).collect();
         if ids.is_empty() {
             return Ok(());
         }
@@ -203,7 +210,11 @@ impl Provider for Ec2 {
     }
 
     fn start(&self) -> Pending<'_, ()> {
-        self.look_around()
+        Box::pin(async {
+            self.seen().await?;
+            // Before anything has the tag that follows from it.
+            if self.settings.lab.is_none() { self.machine.keep() } else { Ok(()) }
+        })
     }
 
     fn look_around(&self) -> Pending<'_, ()> {
@@ -216,6 +227,11 @@ impl Provider for Ec2 {
 
     fn instances_elsewhere(&self) -> usize {
         self.seen.get().map_or(0, |seen| seen.elsewhere)
+    }
+
+    fn instances_allowed(&self) -> usize {
+        let is_learner_lab = self.seen.get().is_some_and(|seen| seen.is_learner_lab);
+        if is_learner_lab { LEARNER_LAB_MAX } else { usize::MAX }
     }
 
     fn check_total(&self, total: usize) -> Result<(), Error> {

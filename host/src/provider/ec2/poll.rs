@@ -28,6 +28,9 @@ pub(super) fn young_since_s() -> u64 {
     epoch_s(SystemTime::now()).saturating_sub(EVENTUAL_S)
 }
 
+/// How many values AWS takes in one filter.
+const FILTER_VALUES_MAX: usize = 200;
+
 /// AWS's code for ids that it does not know, or not yet.
 const UNKNOWN_ID: &str = "InvalidInstanceID.NotFound";
 
@@ -42,7 +45,12 @@ impl Ec2 {
     /// Those of these instances that AWS knows; by a filter, because naming one that it does not know would make it
     /// refuse to show the others.
     async fn describe_ids(&self, ids: &[String]) -> Result<Vec<Described>, Error> {
-        self.describe(&[tags::filter("instance-id", ids.iter().map(String::as_str))]).await
+        let mut found = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(FILTER_VALUES_MAX) {
+            let filter = tags::filter("instance-id", ids.iter().map(String::as_str));
+            found.extend(self.describe(&[filter]).await?);
+        }
+        Ok(found)
     }
 
     /// The lab's instances that are not gone or going.

@@ -116,8 +116,8 @@ impl Ec2 {
             Some(id) => id.clone(),
             None => self.find_image(image::NAME_DEFAULT, None).await?,
         };
-        let user = self.user_for(&image);
-        let resolved = Resolved { key: self.key_name(&launch.key).ok(), group, image, user };
+        let (user, disks) = (self.user_for(&image), self.lasting_disks(&image).await?);
+        let resolved = Resolved { key: self.key_name(&launch.key).ok(), group, image, user, disks };
         let attempt = Attempt::new(launch, self.network().await?.subnets.clone())?;
         let trial = self.request(launch, &resolved, &attempt).await?.dry_run(true).send().await;
         allowed(trial.map_err(|cause| Refusal::of(format!("launch {}", launch.fleet), cause)))?;

@@ -120,7 +120,8 @@ impl Attempt {
     }
 }
 
-/// The files; one process at a time writes them, under the lab's lock.
+/// The files; one process at a time writes them, under the lab's lock. Only `caller.json` is also written by a command
+/// that does no more than log in: the last one to log in is right about the address.
 #[derive(Debug)]
 pub(super) struct Store {
     dir: PathBuf,

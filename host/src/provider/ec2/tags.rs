@@ -31,10 +31,9 @@ const VALUE_CHARS_MAX: usize = 256;
 
 /// A lab's tag: follows from its state directory, the machine and the user, so that it is known when the state is
 /// lost and differs between people who share an account.
-pub(super) fn lab_tag(state_dir: &Path) -> String {
-    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+pub(super) fn lab_tag(state_dir: &Path, machine: &str) -> String {
     let user = rustix::process::geteuid().as_raw();
-    let text = format!("{}|{}|{user}", state_dir.display(), machine.trim());
+    let text = format!("{}|{machine}|{user}", state_dir.display());
     Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -103,7 +102,8 @@ pub(super) fn expires(at_s: u64) -> Tag {
     tag(EXPIRES, &at_s.to_string())
 }
 
-/// Selects this lab's resources.
+/// Selects this lab's resources. Not by their owner as well: a lab that is run with another `--owner`, or with another
+/// session of the same role, would lose sight of what it has made and never remove it.
 pub(super) fn of_lab(lab: &str) -> Filter {
     filter(&format!("tag:{LAB}"), [lab])
 }

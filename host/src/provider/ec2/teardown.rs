@@ -4,13 +4,13 @@
 //! 2. revoke rules that let groups into each other;
 //! 3. delete the groups, again and again while something holds them, and say what;
 //! 4. delete the key pair;
-//! 5. look for anything that still has the tag.
+//! 5. look for anything that still has the tag; disks that no instance uses are deleted.
 //!
 //! A failure does not end it: all are reported. It does not touch what has no tag of this lab.
 
 use std::collections::BTreeSet;
 
-use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface, TagDescription, Volume};
+use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface, TagDescription};
 
 use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
 use crate::{Error, provider::State};
@@ -29,6 +29,47 @@ impl Thing {
 
     fn in_words(&self) -> String {
         format!("{} {}", self.kind.replace('-', " "), self.id)
+    }
+}
+
+/// What a teardown could not remove so far: a later failure hides nothing of it.
+#[derive(Debug, Default)]
+struct Left {
+    failures: Vec<String>,
+    hints: BTreeSet<String>,
+    /// What is there, as far as is known.
+    things: BTreeSet<Thing>,
+}
+
+impl Left {
+    fn is_empty(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// These are there until they are gone.
+    fn expect(&mut self, kind: &str, ids: impl IntoIterator<Item = String>) {
+        self.things.extend(ids.into_iter().map(|id| Thing { kind: kind.to_owned(), id }));
+    }
+
+    fn gone(&mut self, id: &str) {
+        self.things.retain(|thing| thing.id != id);
+    }
+
+    /// With what to do about it, once.
+    fn failed(&mut self, error: Error) {
+        let hint = error.hint.filter(|hint| self.hints.insert(hint.clone()));
+        self.failures.push(match hint {
+            Some(hint) => format!("{}. {hint}", error.message),
+            None => error.message,
+        });
+    }
+
+    /// The failures, and the things that none of them names.
+    fn in_words(self) -> Vec<String> {
+        let is_named = |thing: &&Thing| self.failures.iter().any(|failure| failure.contains(&thing.id));
+        let others = self.things.iter().filter(|thing| !is_named(thing)).map(Thing::in_words);
+        let others: Vec<_> = others.collect();
+        self.failures.into_iter().chain(others).collect()
     }
 }
 
@@ -74,7 +115,7 @@ impl Ec2 {
             }
             "security-group" => self.list_groups().await?.into_iter().map(|group| group.id).collect(),
             "key-pair" => self.list_keys().await?.into_iter().filter_map(|key| key.key_pair_id).collect(),
-            "volume" => self.disks().await?.into_iter().filter_map(|it| it.volume_id).collect(),
+            "volume" => self.disks(None).await?.into_iter().collect(),
             "network-interface" => {
                 let found = self.interfaces(tags::of_lab(&self.lab)).await?;
                 found.into_iter().filter_map(|it| it.network_interface_id).collect()
@@ -84,46 +125,78 @@ impl Ec2 {
         Ok(Some(ids))
     }
 
+    /// Ids of the lab's disks, of those in a state if one is given.
+    pub(super) async fn disks(&self, state: Option<&str>) -> Result<Vec<String>, Error> {
+        let mut filters = vec![tags::of_lab(&self.lab)];
+        filters.extend(state.map(|state| tags::filter("status", [state])));
+        let call = self.client().await?.ec2.describe_volumes().set_filters(Some(filters));
+        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let found = found.map_err(|cause| Refusal::of("list disks", cause))?;
+        Ok(found.into_iter().filter_map(|it| it.volume_id).collect())
+    }
+
+    /// Disks that an instance has left behind, because somebody said so in AWS's console.
+    async fn delete_free_disks(&self) -> Result<(), Error> {
+        for id in self.disks(Some("available")).await? {
+            let done = self.client().await?.ec2.delete_volume().volume_id(&id).send().await;
+            match done.map_err(|cause| Refusal::of(format!("delete disk {id}"), cause)) {
+                Err(refusal) if !refusal.is_not_found() => return Err(refusal.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// What there is, in words.
     pub(super) async fn what_remains(&self) -> Result<Vec<String>, Error> {
         Ok(self.tagged().await?.iter().map(Thing::in_words).collect())
     }
 
-    /// Removes everything; returns what could not be removed.
+    /// Removes everything; returns what could not be removed. Errors only when nothing is known of what is there.
     pub(super) async fn remove_all(&self, keep_bootstrap: bool) -> Result<Vec<String>, Error> {
         let all = self.describe_when_settled(&self.store.attempts()).await?;
-        let mut left = Vec::new();
-        if let Err(error) = self.terminate_all(&not_terminated(&all)).await {
-            left.push(error.message);
+        let mut left = Left::default();
+        let instances = not_terminated(&all);
+        left.expect("instance", instances.iter().cloned());
+        match self.terminate_all(&instances).await {
+            Ok(()) => left.things.clear(),
+            Err(error) => left.failed(error),
         }
         if !keep_bootstrap {
             // Groups cannot go before the instances, and trying would only take the time.
             if left.is_empty() {
-                self.remove_groups(&mut left).await?;
+                self.remove_groups(&mut left).await;
             }
-            self.remove_keys(&mut left).await?;
+            self.remove_keys(&mut left).await;
         }
-        let more = self.sweep(keep_bootstrap, left.is_empty()).await?;
-        let is_new = |thing: &&Thing| !left.iter().any(|known: &String| known.contains(&thing.id));
-        let more: Vec<_> = more.iter().filter(is_new).map(Thing::in_words).collect();
-        left.extend(more);
-        Ok(left)
+        match self.sweep(keep_bootstrap, &mut left).await {
+            Ok(things) => left.things = things.into_iter().collect(),
+            Err(error) if left.is_empty() => return Err(error),
+            Err(error) => left.failed(error),
+        }
+        Ok(left.in_words())
     }
 
-    async fn remove_groups(&self, left: &mut Vec<String>) -> Result<(), Error> {
-        let groups = self.list_groups().await?;
+    async fn remove_groups(&self, left: &mut Left) {
+        let groups = match self.list_groups().await {
+            Ok(groups) => groups,
+            Err(error) => return left.failed(error),
+        };
+        left.expect("security-group", groups.iter().map(|group| group.id.clone()));
         for group in &groups {
             let references = Self::references(group);
-            if !references.is_empty() {
-                self.revoke(group, &references).await?;
+            if !references.is_empty()
+                && let Err(error) = self.revoke(group, &references).await
+            {
+                left.failed(error);
             }
         }
         for group in &groups {
-            if let Err(error) = self.remove_group(group).await {
-                left.push(error.message);
+            match self.remove_group(group).await {
+                Ok(()) => left.gone(&group.id),
+                Err(error) => left.failed(error),
             }
         }
-        Ok(())
     }
 
     /// Tries until nothing holds the group any more, and says meanwhile what does.
@@ -188,36 +261,43 @@ impl Ec2 {
         })
     }
 
-    pub(super) async fn disks(&self) -> Result<Vec<Volume>, Error> {
-        let call = self.client().await?.ec2.describe_volumes().filters(tags::of_lab(&self.lab));
-        let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-        found.map_err(|cause| Refusal::of("list disks", cause).into())
-    }
-
     pub(super) async fn interfaces(&self, filter: Filter) -> Result<Vec<NetworkInterface>, Error> {
         let call = self.client().await?.ec2.describe_network_interfaces().filters(filter);
         let found = call.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
         found.map_err(|cause| Refusal::of("look at network interfaces", cause).into())
     }
 
-    async fn remove_keys(&self, left: &mut Vec<String>) -> Result<(), Error> {
-        for key in self.list_keys().await? {
+    async fn remove_keys(&self, left: &mut Left) {
+        let keys = match self.list_keys().await {
+            Ok(keys) => keys,
+            Err(error) => return left.failed(error),
+        };
+        left.expect("key-pair", keys.iter().filter_map(|key| key.key_pair_id().map(str::to_owned)));
+        for key in keys {
             let Some(name) = key.key_name() else { continue };
-            if let Err(error) = self.delete_key(name).await {
-                left.push(format!("key pair {name}: {}", error.message));
+            match self.delete_key(name).await {
+                Ok(()) => left.gone(key.key_pair_id().unwrap_or_default()),
+                Err(error) => {
+                    left.failed(Error { message: format!("key pair {name}: {}", error.message), ..error });
+                }
             }
         }
-        Ok(())
     }
 
     /// What still has the lab's tag. Disks go some time after their instance, and AWS forgets tags late; so, when
     /// everything went well until here, the look is repeated for a while; an instance that appears is terminated.
-    async fn sweep(&self, keep_bootstrap: bool, patiently: bool) -> Result<Vec<Thing>, Error> {
+    async fn sweep(&self, keep_bootstrap: bool, left: &mut Left) -> Result<Vec<Thing>, Error> {
         let mut waiting = self.pace.waiting(self.pace.eventual);
         loop {
             let mut things = self.tagged().await?;
             things.retain(|thing| !(keep_bootstrap && thing.is_bootstrap()));
-            if things.is_empty() || !patiently || !waiting.go_on().await {
+            if left.is_empty()
+                && things.iter().any(|thing| thing.kind == "volume")
+                && let Err(error) = self.delete_free_disks().await
+            {
+                left.failed(error);
+            }
+            if things.is_empty() || !left.is_empty() || !waiting.go_on().await {
                 return Ok(things);
             }
             if things.iter().any(|thing| thing.kind == "instance") {

@@ -56,8 +56,7 @@ pub(super) fn render(facts: Facts<'_>) -> String {
     let _ = writeln!(text, "  ed25519_private: |\n{}", indented(facts.host_key, 4));
     let _ = writeln!(text, "  ed25519_public: {}", facts.host_key_public.trim());
     text.push_str("package_update: false\npackage_upgrade: false\nwrite_files:\n");
-    let service = SERVICE.replace("@LOGIN@", facts.user).replace("@HOME@", &home(facts.user));
-    file(&mut text, "/usr/local/bin/labhost-service", "0755", &service);
+    file(&mut text, "/usr/local/bin/labhost-service", "0755", &service(facts.user));
     file(&mut text, "/etc/labhost/expires", "0644", &format!("{}\n", facts.expires_at_s));
     file(&mut text, "/usr/local/sbin/labhost-ttl", "0755", TTL_SCRIPT);
     file(&mut text, "/etc/systemd/system/labhost-ttl.service", "0644", TTL_SERVICE);
@@ -68,6 +67,13 @@ pub(super) fn render(facts: Facts<'_>) -> String {
          - [sh, -c, 'systemctl mask --now apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service || true']\n",
     );
     text
+}
+
+/// The program for this login, without its comments: EC2 takes no more than 16 KiB of user data.
+fn service(user: &str) -> String {
+    let is_code = |line: &&str| !line.trim_start().starts_with("# ");
+    let code: String = SERVICE.lines().filter(is_code).flat_map(|line| [line, "\n"]).collect();
+    code.replace("@LOGIN@", user).replace("@HOME@", &home(user))
 }
 
 fn home(user: &str) -> String {
@@ -112,6 +118,18 @@ mod tests {
     }
 
     #[test]
+    fn service_program_loses_its_comments_and_nothing_else() {
+        let text = service("ubuntu");
+        assert!(text.starts_with("#!/bin/sh\n") && text.ends_with("esac\n"));
+        let lines = SERVICE.lines().filter(|line| !text.contains(*line) && !line.contains('@'));
+        assert!(
+            lines.clone().all(|line| line.trim_start().starts_with("# ")),
+            "{:?}",
+            lines.collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
     fn same_facts_give_the_same_text() {
         assert_eq!(render(FACTS), render(FACTS));
     }
@@ -150,7 +168,6 @@ mod tests {
         if !output.status.success() {
             return eprintln!("skipped: python3 has no yaml module");
         }
-        let expected = SERVICE.replace("@LOGIN@", "ubuntu").replace("@HOME@", "/home/ubuntu");
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), service("ubuntu"));
     }
 }

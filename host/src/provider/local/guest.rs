@@ -14,6 +14,7 @@
 //! labhost-service logs NAME [-n LINES] [-f]
 //! labhost-service host-key          the instance's new SSH host key on standard input (OpenSSH's private form)
 //! labhost-service expires AT        the instance ends by itself at AT, in seconds since the epoch
+//! labhost-service guard             fails unless there is something that ends the instance at its time
 //! ```
 //!
 //! A definition is JSON: `exec` (one command, run by `/bin/sh -c 'exec COMMAND'` in the home directory), and if
@@ -56,7 +57,7 @@ const LINES: usize = 100;
 /// How often `logs -f` looks for more.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
-const USAGE: &str = "usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], host-key, expires AT";
+const USAGE: &str = "usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], host-key, expires AT, guard";
 
 /// Runs one command line (without the program's name) and returns the exit status.
 pub fn guest_main(args: &[String]) -> i32 {
@@ -83,6 +84,11 @@ fn run(args: &[String]) -> Result<(), Error> {
         ["expires", at] => {
             let expires_at_s = at.parse().map_err(|_| Error::usage(format!("{at:?} is no time")))?;
             ask_agent(&Request::Extend { expires_at_s })?;
+            return print(&serde_json::json!({}));
+        }
+        // The agent ends the instance; it is there when it answers.
+        ["guard"] => {
+            ask(Act::Status { name: None })?;
             return print(&serde_json::json!({}));
         }
         ["logs", name, ref options @ ..] => return show_log(&checked(name)?, options),

@@ -7,7 +7,9 @@ use super::{
     hosts::{Boot, Booted},
     query::Params,
     reads,
-    world::{Group, IMAGE, Key, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
+    world::{
+        Group, IMAGE, Key, LASTING_DISKS, LASTING_IMAGE, Life, Machine, Rule, SUBNETS, VPC, World, take_one,
+    },
     xml::{Refused, Xml, refused, set, text},
 };
 
@@ -71,6 +73,7 @@ struct Order {
     subnet: String,
     user_data: String,
     tags: BTreeMap<String, String>,
+    disk_stays: bool,
 }
 
 impl Order {
@@ -113,13 +116,18 @@ impl Order {
         let user_data =
             aws_smithy_types::base64::decode(params.take("UserData").unwrap_or_default()).unwrap_or_default();
         insist(user_data.len() <= 16 * 1024, "user data is too long");
+        let image = params.take("ImageId").unwrap_or_default();
+        let going = going_disks(params);
+        let lasting = if image == LASTING_IMAGE { &LASTING_DISKS[..] } else { &[] };
+        insist(going.iter().all(|disk| lasting.iter().any(|of| of.0 == *disk)), "only the image's own disks");
         let token = params.take("ClientToken").unwrap_or_default();
         insist(!token.is_empty() && token.len() <= 64 && token.is_ascii(), "a client token must be given");
         let order = Self {
             token,
             count: most,
             kind: params.take("InstanceType").unwrap_or_default(),
-            image: params.take("ImageId").unwrap_or_default(),
+            disk_stays: lasting.iter().any(|(disk, _)| going.iter().all(|it| it != disk)),
+            image,
             key: None,
             groups: params.list(&format!("{at}.SecurityGroupId")),
             subnet: params.take(&format!("{at}.SubnetId")).unwrap_or_default(),
@@ -149,7 +157,7 @@ impl Order {
                 format!("The subnet ID '{}' does not exist", self.subnet),
             ));
         }
-        if self.image != IMAGE {
+        if ![IMAGE, LASTING_IMAGE].contains(&self.image.as_str()) {
             return Err(refused(
                 "InvalidAMIID.NotFound",
                 format!("The image id '[{}]' does not exist", self.image),
@@ -214,11 +222,47 @@ impl Order {
             reason: String::new(),
             tags: self.tags.clone(),
             volume: format!("vol-{number:08x}"),
+            disk_stays: self.disk_stays,
             interface: format!("eni-{number:08x}"),
             lingering: 0,
             user_data: self.user_data.clone(),
         }
     }
+}
+
+/// The devices of a launch's mappings that go with the instance. As in EC2, what a mapping does not name stays as it is
+/// in the image.
+fn going_disks(params: &mut Params) -> Vec<String> {
+    let mut going = Vec::new();
+    for number in params.members("BlockDeviceMapping") {
+        let at = format!("BlockDeviceMapping.{number}");
+        let device = params.take(&format!("{at}.DeviceName")).unwrap_or_default();
+        let size = params.take(&format!("{at}.Ebs.VolumeSize"));
+        let is_whole = LASTING_DISKS.iter().any(|(of, gib)| *of == device && size == Some(gib.to_string()));
+        if params.flag(&format!("{at}.Ebs.DeleteOnTermination")) && is_whole {
+            going.push(device);
+        }
+    }
+    going
+}
+
+/// As in EC2, only a disk that no instance has.
+pub(crate) fn delete_volume(world: &mut World, params: &mut Params, is_dry: bool) -> Reply {
+    let id = params.take("VolumeId").unwrap_or_default();
+    if is_dry {
+        return Err(trial());
+    }
+    let Some(it) = world.machines.iter_mut().find(|it| it.volume == id && it.has_disk()) else {
+        return Err(refused("InvalidVolume.NotFound", format!("The volume '{id}' does not exist.")));
+    };
+    if it.life != Life::Terminated {
+        return Err(refused("VolumeInUse", format!("Volume {id} is currently attached to {}", it.id)));
+    }
+    it.disk_stays = false;
+    if it.tags.contains_key("foreign") {
+        world.violations.push(format!("the foreign disk {id} was deleted"));
+    }
+    done()
 }
 
 fn instance_ids(world: &mut World, params: &mut Params) -> Result<Vec<String>, Refused> {

@@ -19,6 +19,8 @@ pub(crate) enum When {
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
     pub(crate) action: String,
+    /// Calls that are answered before.
+    pub(crate) after: u32,
     pub(crate) times: u32,
     pub(crate) when: When,
     pub(crate) refused: Refused,
@@ -96,6 +98,10 @@ impl Faults {
             *left -= 1;
         }
         let planned = self.planned.iter_mut().find(|it| it.action == action && it.times > 0)?;
+        if planned.after > 0 {
+            planned.after -= 1;
+            return None;
+        }
         planned.times -= 1;
         Some((planned.when, planned.refused.clone()))
     }

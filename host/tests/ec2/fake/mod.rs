@@ -33,12 +33,15 @@ use http::{Answer, Connection, Request};
 use query::Params;
 use world::Rule;
 
+/// EC2's limit for the values of one filter.
+const FILTER_VALUES_MAX: usize = 200;
+
 /// The fake and the runtime that serves it. Dropped, it removes its instances.
 pub(crate) struct Cloud {
     fake: Arc<Fake>,
     runtime: Option<Runtime>,
     url: String,
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 /// What the connections share.
@@ -79,7 +82,7 @@ impl Cloud {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         runtime.spawn(serve(listener, Arc::clone(&fake)));
-        Self { fake, runtime: Some(runtime), url, _folder: folder }
+        Self { fake, runtime: Some(runtime), url, folder }
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -93,16 +96,21 @@ impl Cloud {
 
     /// Makes the next `times` calls of `action` fail with `code`.
     pub(crate) fn fail(&self, action: &str, code: &str, times: u32) {
+        self.fail_later(action, code, 0, times);
+    }
+
+    /// As [`Cloud::fail`], when so many have been answered.
+    pub(crate) fn fail_later(&self, action: &str, code: &str, after: u32, times: u32) {
         let refused = refused(code, format!("planned: {code}"));
         let action = action.to_owned();
-        self.faults().planned.push_back(Planned { action, times, when: When::Instead, refused });
+        self.faults().planned.push_back(Planned { action, after, times, when: When::Instead, refused });
     }
 
     /// Carries out the next call of `action` and closes the connection without an answer.
     pub(crate) fn lose_answer(&self, action: &str) {
         let refused = refused("lost", "");
         let action = action.to_owned();
-        self.faults().planned.push_back(Planned { action, times: 1, when: When::Lost, refused });
+        self.faults().planned.push_back(Planned { action, after: 0, times: 1, when: When::Lost, refused });
     }
 
     pub(crate) fn set_arn(&self, arn: &str) {
@@ -178,6 +186,7 @@ impl Cloud {
                 reason: String::new(),
                 tags,
                 volume: format!("vol-{id}"),
+                disk_stays: false,
                 interface: format!("eni-{id}"),
                 lingering: 0,
                 user_data: String::new(),
@@ -219,6 +228,17 @@ impl Cloud {
     /// Gives an instance another host key behind labhost's back.
     pub(crate) fn set_host_key(&self, id: &str, secret: &str) {
         self.runtime().block_on(self.fake.local().set_host_key(id, secret)).unwrap();
+    }
+
+    /// The program on the instances that controls their services.
+    pub(crate) fn service_program(&self) -> std::path::PathBuf {
+        let folder = self.folder.as_ref().expect("only a cloud of local instances has it here");
+        folder.path().join("cloud/local/bin/labhost-service")
+    }
+
+    /// Opens or closes the SSH servers of all instances.
+    pub(crate) fn set_ssh(&self, is_open: bool) {
+        self.runtime().block_on(self.fake.local().set_ssh(is_open)).unwrap();
     }
 
     /// When the instances end by themselves, in seconds since the epoch.
@@ -355,6 +375,16 @@ impl Fake {
             strike.fall();
             return None;
         }
+        if params.filter_values_most > FILTER_VALUES_MAX {
+            let most = params.filter_values_most;
+            return Some(
+                refused(
+                    "FilterLimitExceeded",
+                    format!("The maximum number of filter values is {FILTER_VALUES_MAX}, not {most}"),
+                )
+                .answer(number),
+            );
+        }
         let leftover = params.leftover();
         if reply.is_ok() && !leftover.is_empty() {
             world.violations.push(format!("{action}: unknown parameters {leftover:?}"));
@@ -389,6 +419,7 @@ impl Fake {
             "GetConsoleOutput" => reads::console_output(self, world, params),
             "RunInstances" => acts::run_instances(self, world, params, is_dry).await,
             "TerminateInstances" => acts::terminate_instances(self, world, params, is_dry).await,
+            "DeleteVolume" => acts::delete_volume(world, params, is_dry),
             "StartInstances" => acts::start_instances(self, world, params, is_dry),
             "CreateTags" => acts::create_tags(world, params, is_dry),
             "ImportKeyPair" => acts::import_key_pair(world, params, is_dry),

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(crate) struct Params {
     left: BTreeMap<String, String>,
+    /// Of the filter with the most values.
+    pub(crate) filter_values_most: usize,
 }
 
 /// `Filter.N.Name` with its values.
@@ -23,7 +25,7 @@ impl Params {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decode(key), decode(value))
         };
-        Self { left: pairs.map(pair).collect() }
+        Self { left: pairs.map(pair).collect(), filter_values_most: 0 }
     }
 
     /// All of them in one text, for comparing requests.
@@ -60,7 +62,9 @@ impl Params {
             name: self.take(&format!("Filter.{number}.Name")).unwrap_or_default(),
             values: self.list(&format!("Filter.{number}.Value")),
         };
-        numbers.into_iter().map(one).collect()
+        let filters: Vec<_> = numbers.into_iter().map(one).collect();
+        self.filter_values_most = filters.iter().map(|it| it.values.len()).max().unwrap_or(0);
+        filters
     }
 
     /// `TagSpecification.N` by resource type.

@@ -4,7 +4,10 @@ use super::{
     Fake,
     acts::no_instance,
     query::{Filter, Params},
-    world::{ACCOUNT, Group, IMAGE, Life, Machine, Rule, SUBNETS, VPC, World, take_one},
+    world::{
+        ACCOUNT, Group, IMAGE, LASTING_DISKS, LASTING_IMAGE, Life, Machine, Rule, SUBNETS, VPC, World,
+        take_one,
+    },
     xml::{Refused, Xml, node, refused, set, tags, text},
 };
 
@@ -126,6 +129,7 @@ pub(crate) fn describe_images(world: &mut World, params: &mut Params) -> Reply {
         (IMAGE, 9, "x86_64"),
         ("ami-0jammy3", 5, "x86_64"),
         ("ami-0arm", 9, "arm64"),
+        (LASTING_IMAGE, 0, "x86_64"),
     ];
     let mut shown = Vec::new();
     for (id, day, arch) in images {
@@ -145,6 +149,7 @@ pub(crate) fn describe_images(world: &mut World, params: &mut Params) -> Reply {
                     + text("name", name(day))
                     + text("creationDate", format!("2025-09-{day:02}T00:00:00.000Z"))
                     + text("architecture", arch)
+                    + disks(id)
                     + text("imageOwnerId", "099720109477"),
             );
         }
@@ -153,6 +158,19 @@ pub(crate) fn describe_images(world: &mut World, params: &mut Params) -> Reply {
         world.violations.push(format!("images of anybody: owners {owners:?}"));
     }
     page(world, params, "imagesSet", shown)
+}
+
+fn disks(image: &str) -> Xml {
+    let disk = |device: &str, gib: u32, goes: bool| {
+        let ebs = text("volumeSize", gib) + text("deleteOnTermination", goes);
+        text("deviceName", device) + node("ebs", ebs)
+    };
+    let in_memory = text("deviceName", "/dev/sdb") + text("virtualName", "ephemeral0");
+    let disks = match image {
+        LASTING_IMAGE => LASTING_DISKS.map(|(device, gib)| disk(device, gib, false)).to_vec(),
+        _ => vec![disk("/dev/sda1", 8, true)],
+    };
+    set("blockDeviceMapping", disks.into_iter().chain([in_memory]))
 }
 
 pub(crate) fn describe_vpcs(world: &mut World, params: &mut Params) -> Reply {
@@ -282,8 +300,10 @@ pub(crate) fn describe_network_interfaces(world: &mut World, params: &mut Params
 pub(crate) fn describe_volumes(world: &mut World, params: &mut Params) -> Reply {
     let filters = params.filters();
     let mut shown = Vec::new();
-    for it in world.machines.clone().into_iter().filter(|it| it.life != Life::Terminated) {
-        if world.passes(&filters, &it.tags, |_| None) {
+    for it in world.machines.clone().into_iter().filter(Machine::has_disk) {
+        let state = if it.life == Life::Terminated { "available" } else { "in-use" };
+        let status = |name: &str| (name == "status").then(|| vec![state.to_owned()]);
+        if world.passes(&filters, &it.tags, status) {
             shown.push(text("volumeId", &it.volume));
         }
     }

@@ -8,6 +8,9 @@ use super::{hosts::Door, query::Filter, xml::Xml};
 pub(crate) const VPC: &str = "vpc-0default";
 pub(crate) const ACCOUNT: &str = "123456789012";
 pub(crate) const IMAGE: &str = "ami-0jammy2";
+/// An image whose disks would outlive an instance, and they.
+pub(crate) const LASTING_IMAGE: &str = "ami-0lasting";
+pub(crate) const LASTING_DISKS: [(&str, u32); 2] = [("/dev/sda1", 8), ("/dev/sdf", 20)];
 /// Default subnets, by zone; in an order that is not that of the zones.
 pub(crate) const SUBNETS: [(&str, &str); 3] =
     [("subnet-0c", "us-east-1c"), ("subnet-0a", "us-east-1a"), ("subnet-0b", "us-east-1b")];
@@ -61,6 +64,8 @@ pub(crate) struct Machine {
     pub(crate) reason: String,
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) volume: String,
+    /// Its disk outlives it.
+    pub(crate) disk_stays: bool,
     pub(crate) interface: String,
     /// Attempts to delete a group of its interface that still fail after its end.
     pub(crate) lingering: u32,
@@ -75,6 +80,10 @@ impl Machine {
     /// Whether its network interface is still there.
     pub(crate) fn has_interface(&self) -> bool {
         self.life != Life::Terminated || self.lingering > 0
+    }
+
+    pub(crate) fn has_disk(&self) -> bool {
+        self.life != Life::Terminated || self.disk_stays
     }
 
     /// Shutting down, stopping or not: the real instance has ended.
@@ -224,6 +233,8 @@ impl World {
         for it in self.machines.iter().filter(|it| !foreign(&it.tags)) {
             if it.life != Life::Terminated {
                 left.push(format!("instance {} ({:?})", it.id, it.life));
+            }
+            if it.has_disk() {
                 left.push(format!("volume {}", it.volume));
             }
             if it.has_interface() {
