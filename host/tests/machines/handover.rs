@@ -305,7 +305,8 @@ fn stop_ends_all(site: &Site) {
     assert_eq!(["ActiveState", "Result"].map(|it| site.property(it)), ["inactive", "success"]);
     assert_eq!(site.processes(), Vec::<String>::new());
     let log = site.says("labhost-service logs balancer -n 200");
-    assert_eq!(log.lines().rfind(|line| line.starts_with("balancer: ")), Some("balancer: stopped"), "{log}");
+    let last = log.lines().rfind(|line| line.contains(" INFO ")).unwrap_or_default();
+    assert!(last.ends_with(" INFO stopped"), "{log}");
     assert_eq!(site.get("/status"), None);
     site.says("labhost-service start balancer");
     wait_for("the balancer", || site.get("/cluster1"));
