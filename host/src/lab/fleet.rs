@@ -67,8 +67,48 @@ impl Lab {
         Ok(Fleet { instances, launched, retiring: plan.retire })
     }
 
-    /// What there is, what becomes of it, and what is to be launched. What an interrupted run has launched may be listed
-    /// late; then all is decided again.
+    /// Those that must go before what is launched has room, of this fleet or of fleets before it; errors when what is
+    /// launched is too much all the same.
+    pub(super) fn first_to_go(
+        &self,
+        all: &[Instance],
+        wish: &Wish,
+        plan: &FleetPlan,
+    ) -> Result<Vec<Instance>, Error> {
+        let mut first = lock(&self.session).retiring.clone();
+        first.extend(plan.leaving());
+        let mut seen = BTreeSet::new();
+        first.retain(|(it, _)| seen.insert(it.id.clone()));
+        first.truncate(self.surplus(all.len(), plan.launch.len(), first.len()));
+        let first: Vec<Instance> = first.into_iter().map(|(it, _)| it).collect();
+        let mut staying = all.to_vec();
+        staying.retain(|it| first.iter().all(|gone| gone.id != it.id));
+        self.check_limits(&staying, wish, &plan.launch)?;
+        Ok(first)
+    }
+
+    /// Terminates these, which are then neither in `all` nor in the plan.
+    pub(super) async fn make_room(
+        &self,
+        first: Vec<Instance>,
+        all: &mut Vec<Instance>,
+        plan: &mut FleetPlan,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<(), Error> {
+        if first.is_empty() {
+            return Ok(());
+        }
+        say(&no_room(&first, plan.launch.len()));
+        self.retire(&first).await?;
+        let stays = |it: &Instance| first.iter().all(|gone| gone.id != it.id);
+        all.retain(stays);
+        plan.retire.retain(|(it, _)| stays(it));
+        lock(&self.session).retiring.retain(|(it, _)| stays(it));
+        Ok(())
+    }
+
+    /// What there is, what becomes of it, and what is to be launched, for which there is then room. What an interrupted
+    /// run has launched may be listed late; then all is decided again.
     async fn decide(
         &self,
         ledger: &Ledger,
@@ -81,50 +121,22 @@ impl Lab {
         let mut late = Vec::new();
         for _ in 0..TIMES_MAX {
             let mut all = self.list().await?;
-            let expires_at_s = self.expiry(&all);
             let mut plan = wish.plan(&all);
-            self.make_room(&mut all, wish, &mut plan, say).await?;
+            let first = self.first_to_go(&all, wish, &plan)?;
             if plan.launch.is_empty() {
                 return Ok((all, plan, None));
             }
             let slots = plan.launch.clone();
-            let launch = launch_of(ledger, wish, slots, options.clone(), expires_at_s);
+            let launch = launch_of(ledger, wish, slots, options.clone(), self.expiry(&all));
             late = self.provider.latecomers(&launch, &all).await?;
             if late.is_empty() {
+                self.make_room(first, &mut all, &mut plan, say).await?;
                 return Ok((all, plan, Some(launch)));
             }
         }
         let message =
             format!("launch {}: {} of an interrupted run have appeared", wish.fleet, late.join(", "));
         Err(Error::provider(message).with_hint("Run again: they are taken over."))
-    }
-
-    /// Checks the limits, and terminates those that must go before what is launched has room, of this fleet or of
-    /// fleets before it. Those are then in neither list.
-    pub(super) async fn make_room(
-        &self,
-        all: &mut Vec<Instance>,
-        wish: &Wish,
-        plan: &mut FleetPlan,
-        say: &(dyn Fn(&str) + Sync),
-    ) -> Result<(), Error> {
-        let mut first = lock(&self.session).retiring.clone();
-        first.extend(plan.leaving());
-        let mut seen = BTreeSet::new();
-        first.retain(|(it, _)| seen.insert(it.id.clone()));
-        first.truncate(self.surplus(all.len(), plan.launch.len(), first.len()));
-        let first: Vec<Instance> = first.into_iter().map(|(it, _)| it).collect();
-        let stays = |it: &Instance| first.iter().all(|gone| gone.id != it.id);
-        all.retain(stays);
-        self.check_limits(all, wish, &plan.launch)?;
-        if first.is_empty() {
-            return Ok(());
-        }
-        say(&no_room(&first, plan.launch.len()));
-        self.retire(&first).await?;
-        plan.retire.retain(|(it, _)| stays(it));
-        lock(&self.session).retiring.retain(|(it, _)| stays(it));
-        Ok(())
     }
 
     /// Launches, recorded. A token that was used before may stand for instances of which some are gone by now: those,

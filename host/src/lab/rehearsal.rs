@@ -92,7 +92,8 @@ impl Lab {
         existing.retain(|it| !rehearsal.gone.contains(&it.id));
         existing.extend(rehearsal.instances.into_iter().filter(|it| it.state == State::Pending));
         let mut plan = wish.plan(&existing);
-        self.make_room(&mut existing, wish, &mut plan, say).await?;
+        let first = self.first_to_go(&existing, wish, &plan)?;
+        self.make_room(first, &mut existing, &mut plan, say).await?;
         let mut instances = plan.keep;
         let kept = instances.iter().map(|it| Change { verb: Verb::Keep, what: in_words(it) }).collect();
         self.note(kept, &instances);
