@@ -94,6 +94,8 @@ on_both_drivers! {
         config["clusters"]["alone"] = config["clusters"]["app"].clone();
         config["clusters"]["alone"]["backends"] = json!([backend]);
         let balancer = Balancer::start(driver, config);
+        // The probes of the full backend hang as well, and hold a descriptor each: by now they have begun.
+        assert_eq!(balancer.get("/alone").status, 504);
         let level = balancer.level();
         for _ in 0..2 {
             assert_eq!(balancer.get("/app").text(), "good");
