@@ -11,8 +11,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// Connections waiting to be accepted, per listener. The kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-/// How long a client may be silent before it is accepted nevertheless, in seconds: the kernel counts in retransmissions,
-/// of which the first comes after one.
+/// How long a client may be silent before it is accepted nevertheless, in seconds: the kernel counts in
+/// retransmissions, of which the first comes after one.
 const SILENT_S: libc::c_int = 1;
 /// The first descriptor passed in by the protocol of `LISTEN_FDS`.
 const FIRST_PASSED: RawFd = 3;
@@ -118,7 +118,9 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepted sockets inherit `TCP_NODELAY`, which saves a system call for each.
 fn prepare(socket: &OwnedFd) -> io::Result<()> {
     sockopt::set_tcp_nodelay(socket, true)?;
-    accept_with_request(socket.as_fd())
+    // Refused, clients are accepted before their requests, which only costs more.
+    let _ = accept_with_request(socket.as_fd());
+    Ok(())
 }
 
 /// Leaves a client in the kernel until its request is there, or until it has said nothing for [`SILENT_S`]: the thread

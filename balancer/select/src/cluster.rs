@@ -225,11 +225,11 @@ impl Cluster {
     /// Chooses a backend and counts one request in flight on it until the ticket is finished.
     ///
     /// Only backends that are up are candidates. When none is, those that are merely ejected or on trial are (panic
-    /// mode): an ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one. What
-    /// the probe found down, or what drains, is never chosen. One whose ejection is over is on trial: it gets one
-    /// request at a time until one succeeds. `None` means that no backend may take a request, or that those that may are at their
-    /// limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one already
-    /// seen is treated as the latest seen.
+    /// mode): an ejection is a guess from past requests, and guessing must not turn a bad cluster into an absent one.
+    /// What the probe found down, or what drains, is never chosen. One whose ejection is over is on trial: it gets one
+    /// request at a time until one succeeds. `None` means that no backend may take a request, or that those that may
+    /// are at their limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one
+    /// already seen is treated as the latest seen.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
     pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
         self.pick_other(&[], now)
@@ -240,19 +240,20 @@ impl Cluster {
     pub fn pick_other(&mut self, tried: &[usize], now: Instant) -> Option<Ticket> {
         let epoch = self.epoch?;
         let now_ns = self.advance(nanoseconds(epoch, now));
+        let ticket = |backend, in_flight_before| Ticket {
+            backend,
+            in_flight_before,
+            picked_ns: now_ns,
+            answered_ns: None,
+            epoch,
+        };
         if let Some(backend) = self.policy.explore(&self.view, now_ns)
             && self.may_take(backend, tried, now_ns)
         {
             let note = self.note(backend, Why::Explored, now_ns);
             if let Some(in_flight_before) = self.enter(backend, now_ns) {
                 self.remember(note);
-                return Some(Ticket {
-                    backend,
-                    in_flight_before,
-                    picked_ns: now_ns,
-                    answered_ns: None,
-                    epoch,
-                });
+                return Some(ticket(backend, in_flight_before));
             }
         }
         let panics = self.gather(tried, now_ns);
@@ -271,13 +272,7 @@ impl Cluster {
             };
             if let Some(in_flight_before) = entered {
                 self.remember(note);
-                return Some(Ticket {
-                    backend,
-                    in_flight_before,
-                    picked_ns: now_ns,
-                    answered_ns: None,
-                    epoch,
-                });
+                return Some(ticket(backend, in_flight_before));
             }
             self.candidates.retain(|&candidate| candidate as usize != backend);
         }

@@ -61,7 +61,7 @@ pub(crate) async fn forward(
                 Err(error) => error,
             };
             // All backends that the request knew may be leaving, because others have replaced them.
-            if !job.follow(thread) {
+            if !(matches!(error, Error::NoBackend) && job.follow(thread)) {
                 return Err(failed(error, whole));
             }
         };

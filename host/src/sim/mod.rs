@@ -10,6 +10,8 @@ pub mod chart;
 mod options;
 pub mod page;
 mod study;
+mod topology;
 
-pub use options::{Backend, Event, Options, Work};
+pub use options::Options;
 pub use study::{OverTime, Row, Study};
+pub use topology::{Backend, Event, Work};

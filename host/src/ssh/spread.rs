@@ -1,10 +1,11 @@
 //! One file to many hosts: sent from here once, and copied from host to host where that is faster than sending it to
 //! each of them.
 //!
-//! The first host that lacks the file gets it over SSH, and that is timed, without what any command to that host
-//! takes. When sending it to the others would take longer than [`PAYS_AFTER`] at this rate, the first host serves it at its private address, on [`COPY_PORT`], to
-//! whoever names a random token; the others fetch it from there into the same receiver as an upload's, which checks
-//! the hash that was computed here. Whatever fails in this ends in an upload from here.
+//! The first host that lacks the file gets it over SSH, and that is timed, without what any command to that host takes.
+//! When sending it to the others would take longer than [`PAYS_AFTER`] at this rate, the first host serves it at its
+//! private address, on [`COPY_PORT`], to whoever names a random token; the others fetch it from there into the same
+//! receiver as an upload's, which checks the hash that was computed here. Whatever fails in this ends in an upload
+//! from here.
 //!
 //! Both ends are small programs for python3, which every cloud image has, because cloud-init is written in it; a
 //! plain Debian has neither curl nor nc. They are command lines of our SSH sessions: nothing is installed, the server

@@ -28,16 +28,21 @@ fn run_with_lost_state_replaces_what_nobody_can_log_in_to() {
     lab.stop_clean(&cloud);
 }
 
+/// Makes the endpoint deny one instance, and the lab lose patience soon. Returns its id.
+fn forget_the_first(cloud: &Cloud, lab: &mut Lab) -> String {
+    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    cloud.with(|world| {
+        world.machines[0].forgotten_calls = u32::MAX;
+        world.machines[0].id.clone()
+    })
+}
+
 #[test]
 fn instance_that_aws_does_not_know_keeps_no_other_alive() {
     let cloud = Cloud::start();
     let mut lab = Lab::new(&cloud);
     lab.provision().expect(0);
-    let forgotten = cloud.with(|world| {
-        world.machines[0].forgotten_calls = u32::MAX;
-        world.machines[0].id.clone()
-    });
-    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    let forgotten = forget_the_first(&cloud, &mut lab);
     lab.stop().expect(8).says(&format!("terminate {forgotten}: still there"));
     let living: Vec<_> = cloud.living().into_iter().map(|it| it.id).collect();
     assert_eq!(living, [forgotten], "the others are terminated");
@@ -121,11 +126,7 @@ fn failure_on_the_way_hides_nothing_that_is_known_to_be_left() {
     let cloud = Cloud::start();
     let mut lab = Lab::new(&cloud);
     lab.provision().expect(0);
-    let forgotten = cloud.with(|world| {
-        world.machines[0].forgotten_calls = u32::MAX;
-        world.machines[0].id.clone()
-    });
-    lab.env.push(("LABHOST_EC2_PACE".to_owned(), "0.003".to_owned()));
+    let forgotten = forget_the_first(&cloud, &mut lab);
     // The first look is for what is to be removed, the second for what is left.
     cloud.fail_later("DescribeTags", "UnauthorizedOperation", 1, 1);
     lab.stop().expect(8).says(&forgotten).says("look for what has the lab's tag").says("README lists");
