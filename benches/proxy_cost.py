@@ -2,7 +2,8 @@
 """What a proxied request costs: the balancer beside nginx and HAProxy, in interleaved rounds.
 
     cargo build --release -p balancer -p worker
-    python3 benches/proxy_cost.py [--connections 64] [--fresh] [--body-bytes N] [--backends N] [--idle N]
+    python3 benches/proxy_cost.py [--connections 64] [--fresh] [--body-bytes N] [--upload-bytes N] [--backends N]
+                                  [--idle N]
 
 Each proxy has one thread on CPU 0; backends and wrk are on CPU 1. In each round every proxy takes its turn, in an
 order that rotates; a round in which other programs were busy is repeated. Prints a Markdown table: medians of
@@ -11,13 +12,15 @@ ratios within a round, the balancer's value divided by the other's. The ratios a
 swing with the machine.
 
 Backends are eight workers. With --body-bytes or --backends they are one nginx that listens on as many addresses and
-serves a file. --fresh opens a connection per request. --idle N measures no load but the resident size before and
-after N clients have each sent a request and kept their connection.
+serves a file; with --upload-bytes, a program that answers once it has read the whole body. --fresh opens a connection
+per request. --idle N measures no load but the resident size before and after N clients have each sent a request and
+kept their connection.
 
 Needs Linux, two CPUs, nginx, haproxy and wrk (Debian: nginx-light, haproxy, wrk). Header fields are each proxy's own:
 the balancer adds Via and X-Forwarded-*, nginx replaces Host, HAProxy adds nothing.
 """
-import argparse, json, os, pathlib, platform, re, resource, signal, socket, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, platform, re, resource, signal, socket, statistics, subprocess, sys, tempfile
+import threading, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "target/release"
@@ -48,7 +51,8 @@ def nginx_config(folder, listen, backends, connections):
   access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}/n1; proxy_temp_path {folder}/n2;
   upstream pool {{ least_conn; {servers} keepalive 512; keepalive_requests 1000000000; }}
   server {{ listen {listen} backlog=4096;
-    location / {{ proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection ""; }} }} }}
+    location / {{ proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection "";
+      client_max_body_size 0; proxy_request_buffering off; }} }} }}
 """
 
 
@@ -97,6 +101,37 @@ def file_backends(folder, count, body_bytes):
   server {{ {listens} root {folder}; }} }}
 """
     return config, addresses
+
+
+def take_uploads(addresses):
+    """A backend on each address: reads requests with a Content-Length whole, and answers them."""
+    def serve(connection):
+        space, received = bytearray(1 << 20), b""
+        while True:
+            while b"\r\n\r\n" not in received:
+                more = connection.recv(16 << 10)
+                if not more:
+                    return
+                received += more
+            head, _, body = received.partition(b"\r\n\r\n")
+            length = re.search(rb"(?mi)^content-length: *(\d+)", head)
+            missing = int(length.group(1) if length else 0) - len(body)
+            while missing > 0:
+                count = connection.recv_into(space, min(missing, len(space)))
+                if not count:
+                    return
+                missing -= count
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            received = b""
+
+    def accept(listener):
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    listeners = [socket.create_server((host, int(port))) for host, port in (a.split(":") for a in addresses)]
+    for listener in listeners:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+    threading.Event().wait()
 
 
 class Processes:
@@ -174,10 +209,12 @@ def measure(address, root, options):
     """One turn: requests/s, CPU us/request, p99 ms, MB/s, peak MB."""
     for pid in family(root):
         open(f"/proc/{pid}/clear_refs", "w").write("5")
-    close = ["-H", "Connection: close"] if options.fresh else []
+    extra = ["-H", "Connection: close"] if options.fresh else []
+    if options.upload_bytes:
+        extra += ["-s", str(options.script)]
     before = cpu_seconds(root)
     out = subprocess.run(["taskset", "-c", "1", "wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds}s",
-                          "--latency", *close, f"http://{address}{PATH}"], capture_output=True, text=True).stdout
+                          "--latency", *extra, f"http://{address}{PATH}"], capture_output=True, text=True).stdout
     used = cpu_seconds(root) - before
     if "99%" not in out or "\n  0 requests" in out:
         sys.exit(f"{address}: nothing was answered\n{out}")
@@ -185,10 +222,10 @@ def measure(address, root, options):
     if failed:
         print(f"{address}: {failed}", file=sys.stderr)
     done, took = re.search(r"(\d+) requests in ([\d.]+)s", out).groups()
-    done, took = int(done), float(took)
+    done, took, carried = int(done), float(took), options.body_bytes + options.upload_bytes
     p99 = milliseconds(re.search(r"^ +99% +(\S+)", out, re.M).group(1))
     return {"requests/s": done / took, "CPU us/request": used / max(done, 1) * 1e6, "p99 ms": p99,
-            "MB/s": done * options.body_bytes / took / 1e6, "peak MB": memory_mb(root, "VmHWM")}
+            "MB/s": done * carried / took / 1e6, "peak MB": memory_mb(root, "VmHWM")}
 
 
 def idle(address, root, options):
@@ -221,7 +258,7 @@ def closed(client):
 
 def report(rows, options):
     columns = list(rows["balancer"][0])
-    columns = [name for name in columns if name != "MB/s" or options.body_bytes > 10_000]
+    columns = [name for name in columns if name != "MB/s" or options.body_bytes + options.upload_bytes > 10_000]
     print("| proxy | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
     for name, turns in rows.items():
         cells = [f"{statistics.median(turn[column] for turn in turns):.1f}" for column in columns]
@@ -229,7 +266,8 @@ def report(rows, options):
     for name, turns in rows.items():
         if name != "balancer":
             pairs = list(zip(rows["balancer"], turns))
-            cells = [f"{statistics.median(ours[c] / max(other[c], 1e-9) for ours, other in pairs):.2f}" for c in columns]
+            ratios = [statistics.median(ours[c] / max(other[c], 1e-9) for ours, other in pairs) for c in columns]
+            cells = [f"{ratio:.2f}" for ratio in ratios]
             print(f"| balancer / {name} | " + " | ".join(cells) + " |")
 
 
@@ -244,6 +282,10 @@ def versions():
 
 
 def start_backends(processes, folder, options):
+    if options.upload_bytes:
+        addresses = [free_address() for _ in range(WORKERS)]
+        processes.start(1, [sys.executable, __file__, "--take-uploads", *addresses], addresses)
+        return addresses
     if options.body_bytes or options.backends:
         config, addresses = file_backends(folder, options.backends or WORKERS, options.body_bytes or 58)
         (folder / "files.conf").write_text(config)
@@ -298,10 +340,14 @@ def main():
     parse.add_argument("--rounds", type=int, default=5)
     parse.add_argument("--fresh", action="store_true")
     parse.add_argument("--body-bytes", type=int, default=0)
+    parse.add_argument("--upload-bytes", type=int, default=0)
     parse.add_argument("--backends", type=int, default=0)
     parse.add_argument("--idle", type=int, default=0)
+    parse.add_argument("--take-uploads", nargs="+", help=argparse.SUPPRESS)
     parse.add_argument("--proxies", default=",".join(PROXIES))
     options = parse.parse_args()
+    if options.take_uploads:
+        return take_uploads(options.take_uploads)
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard < options.idle + DESCRIPTORS_OTHER:
@@ -313,6 +359,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="proxycost") as name:
         folder = pathlib.Path(name)
         folder.chmod(0o755)
+        options.script = folder / "upload.lua"
+        options.script.write_text(f'wrk.method = "PUT"\nwrk.body = string.rep("x", {options.upload_bytes})\n')
         try:
             rows = run(options, folder, processes)
         finally:
