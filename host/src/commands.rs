@@ -1,12 +1,8 @@
 //! The commands beside recipes: docs, status, ssh, logs, extend.
 
 use std::{
-    fmt::Write as _,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::Command,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    fmt::Write as _, os::unix::process::CommandExt as _, path::Path, process::Command, sync::Arc,
+    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -20,8 +16,9 @@ use crate::{
     error::Context as _,
     failure::Problem,
     identity,
+    instance::{Instance, ends, is_running},
     lab::{self, Lab},
-    provider::{Instance, Provider, epoch_s, is_running, local::Local},
+    provider::{Provider, local::Local},
     recipe::Recipe,
     runner,
     script::args::FlagSpec,
@@ -208,13 +205,6 @@ fn details(functions: &[&Function], name: &str) -> Result<String, Error> {
         text.push('\n');
     }
     Ok(text)
-}
-
-/// When a lab ends by itself, in words that follow "they".
-#[must_use]
-pub fn ends(expires_at_s: u64) -> String {
-    let left = expires_at_s.saturating_sub(epoch_s(SystemTime::now()));
-    format!("end by themselves in {}", Span(Duration::from_secs(left)))
 }
 
 /// The running instance with this name or id, and the SSH configuration, written anew.

@@ -14,6 +14,7 @@ pub mod error;
 pub mod failure;
 pub mod http;
 pub mod identity;
+pub mod instance;
 pub mod invocation;
 pub mod lab;
 pub mod options;

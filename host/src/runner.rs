@@ -22,13 +22,14 @@ use crate::{
     error::Context as _,
     failure::Problem,
     identity,
+    instance::ends,
     invocation::Invocation,
     lab::{Lab, Limits},
-    provider::epoch_s,
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
     ui::{self, Ui},
     units::Span,
+    units::epoch_s,
 };
 
 /// Stack of the engine's thread: deep enough for the allowed call depth in a debug build.
@@ -125,7 +126,7 @@ async fn warn_of_other_end(run: &Run, ttl: Span) {
     if end.abs_diff(wished) > TOLERANCE_S {
         run.ui.warn(&format!(
             "--ttl is for new labs: the instances {}; `labhost extend {ttl}` moves that",
-            commands::ends(end)
+            ends(end)
         ));
     }
 }
@@ -288,7 +289,7 @@ async fn say_what_exists(run: &Run) {
     run.ui.note(&format!("{} instances exist: {}", names.len(), names.join(", ")));
     let types: Vec<_> = instances.iter().map(|instance| instance.instance_type.as_str()).collect();
     let cost = run.lab.provider().cost(&types).note;
-    run.ui.note(&format!("they {}; {cost}", commands::ends(expires)));
+    run.ui.note(&format!("they {}; {cost}", ends(expires)));
     run.ui.note(&format!(
         "go on: run the same recipe again; remove them: {} --confirm",
         run.invocation.of("stop.rhai")

@@ -12,10 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Error,
     cli::Options,
-    commands::ends,
     identity,
+    instance::{Instance, ends, is_running},
     lab::Lab,
-    provider::{Instance, is_running},
     runner, script,
     ssh::{Command, Session},
     ui::Ui,

@@ -1,6 +1,13 @@
-//! Durations as recipes and flags write them: `"150ms"`, `"2s"`, `"1h30m"`, or a number of seconds.
+//! Durations as recipes and flags write them: `"150ms"`, `"2s"`, `"1h30m"`, or a number of seconds; and times as files
+//! and instances keep them.
+//!
+//! This module reads no clock.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -104,6 +111,12 @@ impl<'de> Deserialize<'de> for Span {
         }
         deserializer.deserialize_any(Visitor)
     }
+}
+
+/// Seconds since the epoch; 0 for a time before it.
+#[must_use]
+pub fn epoch_s(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -14,10 +14,7 @@ use super::{
     lock, merged,
     plan::{self, FleetPlan, Wish},
 };
-use crate::{
-    Error,
-    provider::{Instance, Launch, epoch_s},
-};
+use crate::{Error, instance::Instance, provider::Launch, units::epoch_s};
 
 /// What became of a fleet.
 #[derive(Debug)]

@@ -3,11 +3,7 @@
 use std::time::SystemTime;
 
 use super::{Lab, plan::Wish};
-use crate::{
-    Error,
-    provider::{Cost, Instance, epoch_s},
-    units::Span,
-};
+use crate::{Error, instance::Instance, provider::Cost, units::Span, units::epoch_s};
 
 /// What a run may cost: how long instances live and how many there may be.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Kind, error::Context as _, provider::epoch_s};
+use crate::{Error, Kind, error::Context as _, units::epoch_s};
 
 /// Who holds the lock, as written into the file.
 #[derive(Debug, Serialize, Deserialize)]

@@ -31,9 +31,11 @@ pub use rehearsal::Rehearsal;
 
 use crate::{
     Error, Kind, identity,
-    provider::{Ingress, Instance, LoginKey, Provider, epoch_s},
+    instance::Instance,
+    provider::{Ingress, LoginKey, Provider},
     ssh,
     units::Span,
+    units::epoch_s,
 };
 use journal::{Journal, Phase, Record};
 use lock::Lock;
@@ -389,34 +391,4 @@ fn ids(instances: &[Instance]) -> Vec<String> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-pub(crate) mod testing {
-    use super::*;
-    use crate::provider::State;
-
-    /// A running instance with a recognisable id.
-    pub(crate) fn instance(fleet: &str, slot: u32, instance_type: &str, cluster: Option<&str>) -> Instance {
-        let address = Some(std::net::Ipv4Addr::new(127, 77, 0, 10 + slot as u8));
-        Instance {
-            id: format!("i-{fleet}{slot}"),
-            instance_type: instance_type.to_owned(),
-            state: State::Running,
-            public_ip: address,
-            private_ip: address,
-            cluster: cluster.map(str::to_owned),
-            name: format!("{fleet}-{slot}"),
-            fleet: fleet.to_owned(),
-            slot,
-            role: None,
-            user: "lab".to_owned(),
-            ssh_port: 2222,
-            http_port: 8080,
-            host_key: "ssh-ed25519 AAAA".to_owned(),
-            emulated: true,
-            launched_at_s: 1_000,
-            expires_at_s: 2_000,
-        }
-    }
 }

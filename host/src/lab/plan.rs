@@ -1,6 +1,6 @@
 //! What to do so that a fleet is as the recipe says: pure, from the wish and what exists.
 
-use crate::provider::{Instance, State};
+use crate::instance::{Instance, State};
 
 /// A fleet as a recipe asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub(super) fn is_alive(instance: &Instance) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::testing::instance;
+    use crate::instance::testing::instance;
 
     fn wish(instance_type: &str, count: u32) -> Wish {
         Wish {

@@ -12,7 +12,9 @@ use std::{
 use super::{Fleet, Lab, LaunchOptions, keys, lock, plan::Wish};
 use crate::{
     Error,
-    provider::{Change, Cost, Ingress, Instance, Launch, LoginKey, State, Step, Verb, epoch_s},
+    instance::{Instance, State},
+    provider::{Change, Cost, Ingress, Launch, LoginKey, Step, Verb},
+    units::epoch_s,
 };
 
 /// Addresses of instances that do not exist yet: TEST-NET-1 (RFC 5737), which nobody has.

@@ -10,7 +10,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{Error, Kind, error::Context as _, provider::Instance};
+use crate::{Error, Kind, error::Context as _, instance::Instance};
 
 /// `artifacts/lb.json`: the shape of the original lab (`id, public_ip, private_ip, sg`), plus `url` and `port`.
 #[derive(Debug, Serialize)]
@@ -81,7 +81,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::testing::instance;
+    use crate::instance::testing::instance;
 
     #[test]
     fn instance_view_starts_with_the_shape_of_the_original_lab() {

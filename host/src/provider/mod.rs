@@ -3,18 +3,18 @@
 //!
 //! This module does not know Rhai, keeps no journal and opens no SSH connection.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{Error, Kind, options_map, ssh::Session, ui::report::nearest};
+use crate::{
+    Error, Kind,
+    instance::{Instance, is_running},
+    options_map,
+    ssh::Session,
+    ui::report::nearest,
+};
 
 #[cfg(feature = "ec2")]
 pub mod ec2;
@@ -25,53 +25,6 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send +
 
 /// How a provider tells the user what it does or waits for, line by line.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// The life of an instance, in EC2's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    Pending,
-    Running,
-    ShuttingDown,
-    Terminated,
-    Stopping,
-    Stopped,
-}
-
-/// One machine, as `artifacts/instances.json` and recipes show it.
-///
-/// The first six fields are the shape that the original lab's scripts wrote; the others are ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Instance {
-    /// `i-` and 17 hexadecimal digits.
-    pub id: String,
-    #[serde(rename = "type")]
-    pub instance_type: String,
-    pub state: State,
-    pub public_ip: Option<Ipv4Addr>,
-    pub private_ip: Option<Ipv4Addr>,
-    pub cluster: Option<String>,
-    /// `FLEET-SLOT`: the name a user types (`labhost ssh large-3`).
-    pub name: String,
-    pub fleet: String,
-    /// Counts from 1 within the fleet.
-    pub slot: u32,
-    pub role: Option<String>,
-    /// Login for SSH.
-    pub user: String,
-    pub ssh_port: u16,
-    /// The port a public service takes here: 80 on EC2, 8080 where low ports need root.
-    pub http_port: u16,
-    /// Public host keys to pin before first contact, one per line (`ssh-ed25519 AAAA...`); any of them is accepted.
-    /// Empty when they were lost with the lab's state: nobody can log in safely any more.
-    pub host_key: String,
-    /// Whether the type's capacity is emulated by the worker rather than being the machine's own.
-    pub emulated: bool,
-    /// Seconds since the epoch.
-    pub launched_at_s: u64,
-    /// Seconds since the epoch; the provider removes the instance then by itself.
-    pub expires_at_s: u64,
-}
 
 /// A request for new members of one fleet: all of them or none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -327,16 +280,4 @@ fn unknown_type(name: &str, known: &[&str]) -> Error {
     let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
     Error::new(Kind::Recipe, format!("unknown instance type `{name}`"))
         .with_hint(format!("{near}Known are {}.", known.join(", ")))
-}
-
-/// Whether an instance can be reached: it runs and has an address.
-#[must_use]
-pub fn is_running(instance: &Instance) -> bool {
-    instance.state == State::Running && instance.public_ip.is_some()
-}
-
-/// Seconds since the epoch.
-#[must_use]
-pub fn epoch_s(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Host, Run, fleet, options, run};
 use crate::{
-    Error, Kind, error::Context as _, http, options::Options, options_map, provider::Instance, ssh::Command,
+    Error, Kind, error::Context as _, http, instance::Instance, options::Options, options_map, ssh::Command,
 };
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;

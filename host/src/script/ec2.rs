@@ -15,8 +15,9 @@ use crate::{
     lab::{LaunchOptions, plan::Wish},
     options::Options,
     options_map,
-    provider::{Ingress, epoch_s},
+    provider::Ingress,
     units::Span,
+    units::epoch_s,
 };
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
 
 use super::{fleet, options, service, usage};
-use crate::{options::Options, options_map, provider::Instance, units::Span};
+use crate::{instance::Instance, options::Options, options_map, units::Span};
 
 /// One instance. Cheap to clone; a snapshot taken when the recipe asked for it.
 #[derive(Debug, Clone)]

@@ -342,7 +342,7 @@ fn unknown_placeholder(word: &str, names: &[&str]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::testing::instance;
+    use crate::instance::testing::instance;
 
     fn filled(text: &str) -> Result<String, Error> {
         fill(text, &instance("large", 2, "t2.large", Some("cluster1")).into())

@@ -13,11 +13,7 @@ use std::{
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Error, Kind, identity,
-    provider::{Instance, Provider},
-    ssh::Session,
-};
+use crate::{Error, Kind, identity, instance::Instance, provider::Provider, ssh::Session};
 
 /// The connections of a run; at most one per instance.
 pub(super) struct Sessions {

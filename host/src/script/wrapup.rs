@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Run, balancer};
-use crate::{Error, provider::Instance};
+use crate::{Error, instance::Instance};
 
 /// How long requests to an instance that goes may take to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use std::{
 
 use russh::keys::{HashAlg, PublicKey};
 
-use crate::{Error, Kind, error::Context, provider::Instance};
+use crate::{Error, Kind, error::Context, instance::Instance};
 
 /// How long `ssh` may take for one attempt: TCP, banner and key exchange. Longer than any healthy machine needs,
 /// short enough that an attempt at a host without a network does not eat the caller's deadline.
@@ -179,7 +179,7 @@ mod tests {
     use std::{os::unix::fs::PermissionsExt, process::Command};
 
     use super::*;
-    use crate::provider::State;
+    use crate::instance::State;
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
 

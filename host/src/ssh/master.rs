@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::{process, time::Instant};
 
 use super::{config, keeper::Keeper};
-use crate::{Error, Kind, error::Context, provider::Instance, units::Span};
+use crate::{Error, Kind, error::Context, instance::Instance, units::Span};
 
 /// A master that nobody is connected to ends by itself after this many seconds, should its keeper have failed.
 /// While labhost lives it holds a connection to the master, so the time never begins.

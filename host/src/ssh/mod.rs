@@ -17,7 +17,7 @@ use openssh::Stdio;
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, Kind, provider::Instance};
+use crate::{Error, Kind, instance::Instance};
 
 mod capture;
 mod command;

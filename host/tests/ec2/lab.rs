@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use labhost::provider::Instance;
+use labhost::instance::Instance;
 
 use super::fake::Cloud;
 

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use labhost::provider::{Instance, Launch, LoginKey, Provider, epoch_s, local::Local};
+use labhost::instance::Instance;
+use labhost::provider::{Launch, LoginKey, Provider, local::Local};
+use labhost::units::epoch_s;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::Instant};
 

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use labhost::provider::{Launch, Provider, State, local::Local};
+use labhost::instance::State;
+use labhost::provider::{Launch, Provider, local::Local};
 use serde_json::json;
 
 use crate::lab::{Lab, is_alive, kill, launch, now_s, number, signal, until};

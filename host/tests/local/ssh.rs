@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Stdio};
 
-use labhost::provider::{Instance, State};
+use labhost::instance::{Instance, State};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::lab::{Lab, is_alive, until, within};

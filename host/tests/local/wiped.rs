@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use labhost::provider::{Instance, Provider};
+use labhost::instance::Instance;
+use labhost::provider::Provider;
 use serde_json::json;
 
 use crate::lab::{Lab, PATIENCE, is_alive, kill, number, until};

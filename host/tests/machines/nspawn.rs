@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use labhost::provider::epoch_s;
+use labhost::units::epoch_s;
 
 use crate::{
     fake::hosts::{Boot, Booted, Done, Door, Hosts},

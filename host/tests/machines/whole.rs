@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Instant};
 
-use labhost::provider::Instance;
+use labhost::instance::Instance;
 
 use crate::{
     fake::Cloud,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use labhost::provider::Instance;
+use labhost::instance::Instance;
 
 use crate::support::Lab;
 

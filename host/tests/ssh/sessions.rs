@@ -9,7 +9,7 @@ use std::{
 
 use labhost::{
     Kind,
-    provider::Instance,
+    instance::Instance,
     ssh::{Command, Session, quote},
 };
 use serde::{Deserialize, Serialize};

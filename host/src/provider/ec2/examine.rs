@@ -29,7 +29,8 @@ use crate::{
     Error, Kind,
     error::Context as _,
     lab::keys,
-    provider::{Ingress, Launch, Permit, Trial, epoch_s},
+    provider::{Ingress, Launch, Permit, Trial},
+    units::epoch_s,
 };
 
 /// The name of what would be made.

@@ -25,7 +25,9 @@ use super::{
 };
 use crate::{
     Error,
-    provider::{Instance, Launch, State, epoch_s},
+    instance::{Instance, State},
+    provider::Launch,
+    units::epoch_s,
 };
 
 /// Generations of one token; each means that somebody terminated what the last one made.

@@ -10,10 +10,7 @@ use super::{
     tags::{self, Mine},
     view,
 };
-use crate::{
-    Error,
-    provider::{State, epoch_s},
-};
+use crate::{Error, instance::State, units::epoch_s};
 
 /// What the look found.
 #[derive(Debug, Clone)]

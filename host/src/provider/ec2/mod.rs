@@ -24,10 +24,8 @@ use std::{
 
 use tokio::{sync::OnceCell, time::Instant};
 
-use super::{
-    Change, Cost, Ingress, Instance, Launch, LoginKey, Pending, Provider, Say, Step, Trial, unknown_type,
-};
-use crate::{Error, ssh::Session};
+use super::{Change, Cost, Ingress, Launch, LoginKey, Pending, Provider, Say, Step, Trial, unknown_type};
+use crate::{Error, instance::Instance, ssh::Session};
 
 mod address;
 mod client;

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     Error,
-    provider::{Instance, State, epoch_s, is_running},
+    instance::{Instance, State, is_running},
+    units::epoch_s,
 };
 
 /// States in which an instance counts as one of the lab's.

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     Error,
-    provider::{Change, Ingress, Instance, Launch, LoginKey, Step, Verb},
+    instance::Instance,
+    provider::{Change, Ingress, Launch, LoginKey, Step, Verb},
 };
 
 fn change(verb: Verb, what: impl Into<String>) -> Change {

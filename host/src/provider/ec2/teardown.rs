@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use aws_sdk_ec2::types::{Filter, Instance as Described, NetworkInterface, TagDescription};
 
 use super::{Ec2, groups::Group, refusal::Refusal, tags, view};
-use crate::{Error, provider::State};
+use crate::{Error, instance::State};
 
 /// A tagged thing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

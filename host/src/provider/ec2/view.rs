@@ -9,7 +9,7 @@ use super::{
     store::{Attempt, Store},
     tags,
 };
-use crate::provider::{Instance, State};
+use crate::instance::{Instance, State};
 
 /// What is known here about host keys.
 #[derive(Debug, Default)]

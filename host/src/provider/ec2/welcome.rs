@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Ec2;
 use crate::{
     Error,
-    provider::Instance,
+    instance::Instance,
     ssh::{Command, Session},
 };
 

@@ -26,7 +26,9 @@ use super::{
 use crate::{
     Error, Kind,
     error::Context,
-    provider::{Instance, Launch, State, epoch_s},
+    instance::{Instance, State},
+    provider::Launch,
+    units::epoch_s,
 };
 
 /// A lab needs one key; EC2 allows names of this length.

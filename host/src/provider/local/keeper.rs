@@ -25,7 +25,7 @@ use super::{
     process::{self, Group, Surroundings},
     unit::{Change, Definition, History, Next, State, Status},
 };
-use crate::{Error, provider::epoch_s};
+use crate::{Error, units::epoch_s};
 
 /// Orders waiting for one service while it stops; a caller waits when it is full.
 const ORDERS_MAX: usize = 16;

@@ -36,7 +36,8 @@ use super::{
 use crate::{
     Error, Kind,
     error::Context,
-    provider::{Instance, Launch, State},
+    instance::{Instance, State},
+    provider::Launch,
 };
 
 /// Where HTTP services listen: ports below 1024 need root.

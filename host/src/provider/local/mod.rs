@@ -32,10 +32,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Change, Cost, Ingress, Instance, Launch, LoginKey, Pending, Provider, Step, Verb, unknown_type,
-    wait_until_listed,
+    Change, Cost, Ingress, Launch, LoginKey, Pending, Provider, Step, Verb, unknown_type, wait_until_listed,
 };
-use crate::{Error, Kind, error::Context};
+use crate::{Error, Kind, error::Context, instance::Instance};
 
 mod address;
 mod agent;

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::{address::INSTANCES_MAX, place::Place, types, unit};
 use crate::{
     Error,
-    provider::{Instance, Launch, State},
+    instance::{Instance, State},
+    provider::Launch,
 };
 
 /// Launches whose instances are all gone are remembered up to this number, so that a repeated token is

@@ -8,10 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 use super::unit::{Definition, Status};
-use crate::{
-    Error, Kind,
-    provider::{Instance, Launch},
-};
+use crate::{Error, Kind, instance::Instance, provider::Launch};
 
 /// Raised when a message changes its meaning, so that a new labhost does not misread an old agent.
 pub(super) const PROTOCOL: u32 = 1;

@@ -7,11 +7,7 @@ use std::{
     process::Command,
 };
 
-use labhost::{
-    identity::runtime_dir,
-    lab::journal::Record,
-    provider::{Instance, local::Local},
-};
+use labhost::{identity::runtime_dir, instance::Instance, lab::journal::Record, provider::local::Local};
 use rustix::process::Signal;
 
 use super::{Ended, Found, Running, Watch, get, kill, processes, programs, until};

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path, pin::Pin, time::SystemTime};
 
-use labhost::provider::{Launch, LoginKey, Provider, epoch_s, local::Local};
+use labhost::provider::{Launch, LoginKey, Provider, local::Local};
+use labhost::units::epoch_s;
 use tempfile::TempDir;
 
 use super::{Server, Target, control_directory, generate};

@@ -14,7 +14,7 @@ use std::{
 
 use labhost::{
     Error,
-    provider::Instance,
+    instance::Instance,
     ssh::{Session, write_config},
 };
 use tempfile::TempDir;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use labhost::provider::{Instance, State};
+use labhost::instance::{Instance, State};
 use tempfile::TempDir;
 
 use super::{Server, Target, control_directory, generate, own_address};
