@@ -15,9 +15,9 @@ use crate::{
     catalog::Catalog,
     engine,
     failure::Problem,
+    nearest::nearest,
     recipe::Recipe,
     script::{self, args::FlagSpec, options},
-    ui::report::nearest,
 };
 
 /// What a check found out about a recipe.

@@ -18,12 +18,13 @@ use crate::{
     identity,
     instance::{Instance, ends, is_running},
     lab::{self, Lab},
+    nearest::nearest,
     provider::{Provider, local::Local},
     recipe::Recipe,
     runner,
     script::args::FlagSpec,
     ssh,
-    ui::{Ui, report::nearest},
+    ui::Ui,
     units::Span,
 };
 

@@ -28,8 +28,7 @@ use crate::{
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
     ui::{self, Ui},
-    units::Span,
-    units::epoch_s,
+    units::{Span, epoch_s},
 };
 
 /// Stack of the engine's thread: deep enough for the allowed call depth in a debug build.

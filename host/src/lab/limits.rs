@@ -3,7 +3,12 @@
 use std::time::SystemTime;
 
 use super::{Lab, plan::Wish};
-use crate::{Error, instance::Instance, provider::Cost, units::Span, units::epoch_s};
+use crate::{
+    Error,
+    instance::Instance,
+    provider::Cost,
+    units::{Span, epoch_s},
+};
 
 /// What a run may cost: how long instances live and how many there may be.
 #[derive(Debug, Clone, Copy)]

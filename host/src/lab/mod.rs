@@ -1,7 +1,8 @@
 //! A lab's ledger: what exists, what is being done, and who may do it.
 //!
 //! The order is always the same: take the lock, write the intent, act through the provider, write the result,
-//! renew the views. It knows providers only by their trait, and neither recipes nor SSH.
+//! renew the views. It knows providers only by their trait, writes the configuration for SSH but opens no session, and
+//! does not know recipes.
 
 use std::{
     collections::BTreeSet,
@@ -16,13 +17,12 @@ use tokio::time::Instant;
 
 mod fleet;
 pub mod journal;
-pub mod keys;
 mod limits;
 pub mod lock;
 pub mod plan;
 mod record;
 mod rehearsal;
-pub mod views;
+mod views;
 
 pub use fleet::{Fleet, LaunchOptions};
 pub use limits::Limits;
@@ -30,12 +30,12 @@ pub use record::provider_of;
 pub use rehearsal::Rehearsal;
 
 use crate::{
-    Error, Kind, identity,
+    Error, Kind, files, identity,
     instance::Instance,
+    keys,
     provider::{Ingress, LoginKey, Provider},
     ssh,
-    units::Span,
-    units::epoch_s,
+    units::{Span, epoch_s},
 };
 use journal::{Journal, Phase, Record};
 use lock::Lock;
@@ -100,7 +100,7 @@ impl Lab {
         if let Some(ledger) = &*slot {
             return Ok(Arc::clone(ledger));
         }
-        views::make_dir(&self.dir)?;
+        files::make_dir(&self.dir)?;
         let held = Lock::acquire(&self.dir.join("lock"), &self.command)?;
         let journal = Journal::open(&self.dir.join("journal.ndjson"))?;
         let lab = identity(&journal)?;
@@ -250,13 +250,13 @@ impl Lab {
         let mut session = lock(&self.session);
         session.last = instances.to_vec();
         let run = &mut session.run;
-        views::write_json(&self.dir.join("instances.json"), &instances)?;
+        files::write_json(&self.dir.join("instances.json"), &instances)?;
         let balancer = instances.iter().rev().find(|instance| instance.role.as_deref() == Some("balancer"));
         if let Some(instance) = balancer {
             let group = run.groups.get(&instance.fleet);
             let group = group.map(|name| run.group_ids.get(name).unwrap_or(name).as_str());
             if let Some(view) = views::BalancerView::of(instance, group) {
-                views::write_json(&self.dir.join("lb.json"), &view)?;
+                files::write_json(&self.dir.join("lb.json"), &view)?;
             }
         } else {
             // It may not be there at all.

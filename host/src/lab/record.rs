@@ -10,11 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    journal::{Phase, Record},
-    views,
-};
-use crate::Error;
+use super::journal::{Phase, Record};
+use crate::{Error, files};
 
 /// Raised when a field changes its meaning.
 const FORMAT: u32 = 1;
@@ -51,7 +48,7 @@ impl RunFile {
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<(), Error> {
-        views::write_json(&Self::path(dir), &Self { format: FORMAT, ..self.clone() })
+        files::write_json(&Self::path(dir), &Self { format: FORMAT, ..self.clone() })
     }
 }
 

@@ -9,10 +9,11 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Fleet, Lab, LaunchOptions, keys, lock, plan::Wish};
+use super::{Fleet, Lab, LaunchOptions, lock, plan::Wish};
 use crate::{
     Error,
     instance::{Instance, State},
+    keys,
     provider::{Change, Cost, Ingress, Launch, LoginKey, Step, Verb},
     units::epoch_s,
 };

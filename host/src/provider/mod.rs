@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use crate::{
     Error, Kind,
     instance::{Instance, is_running},
+    nearest::nearest,
     options_map,
     ssh::Session,
-    ui::report::nearest,
 };
 
 #[cfg(feature = "ec2")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Error, ui::report::nearest};
+use crate::{Error, nearest::nearest};
 
 /// A flag that a recipe asks for with `cli::flag`, found by reading the recipe.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

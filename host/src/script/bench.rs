@@ -10,7 +10,7 @@ use crate::{
     Error, Kind,
     bench::{self, Progress, Report, Verdict},
     error::Context as _,
-    lab::views,
+    files,
     options::Options as _,
 };
 
@@ -133,7 +133,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn save(context: NativeCallContext, reports: Array, name: &str) -> Raw<Map> {
         let run = run(&context)?;
-        views::make_dir(run.lab.dir())?;
+        files::make_dir(run.lab.dir())?;
         let reports = reports_of(reports)?;
         let paths = bench::save(&reports, run.lab.dir(), name)?;
         check_strictly(&run, &reports)?;
@@ -145,7 +145,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn save_table(context: NativeCallContext, table: Map, name: &str) -> Raw<Map> {
         let run = run(&context)?;
-        views::make_dir(run.lab.dir())?;
+        files::make_dir(run.lab.dir())?;
         let table = serde_json::to_value(Dynamic::from_map(table))
             .and_then(serde_json::from_value::<bench::SavedTable>)
             .context(Kind::Recipe, || "bench::save_table".to_owned())?;

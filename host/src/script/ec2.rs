@@ -16,8 +16,7 @@ use crate::{
     options::Options,
     options_map,
     provider::Ingress,
-    units::Span,
-    units::epoch_s,
+    units::{Span, epoch_s},
 };
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;

@@ -6,8 +6,8 @@ use rhai::{Dynamic, Map};
 
 use crate::{
     Error, Kind,
+    nearest::nearest,
     options::{OptionDoc, Options},
-    ui::report::nearest,
 };
 
 /// Which keys the options map of a function may have.

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::{Host, fleet, options, run};
 use crate::{
-    Error, Kind, options_map,
+    Error, Kind,
+    nearest::nearest,
+    options_map,
     ssh::{Command, Session, quote},
-    ui::report::nearest,
     units::Span,
 };
 

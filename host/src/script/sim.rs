@@ -14,7 +14,7 @@ use super::{Run, options, run};
 use crate::{
     Error, Kind,
     error::Context as _,
-    lab::views,
+    files,
     options::Options as _,
     sim::{self, Row, Study, chart, page},
 };
@@ -104,9 +104,9 @@ mod functions {
                 .with_hint(format!("Use 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_` and `-`."))
                 .into());
         }
-        views::make_dir(run.lab.dir())?;
+        files::make_dir(run.lab.dir())?;
         let path = run.lab.dir().join(format!("bench-{name}.html"));
-        views::write_whole(&path, page::html(&page).as_bytes())?;
+        files::write_whole(&path, page::html(&page).as_bytes())?;
         Ok(run.shown(&path))
     }
 }

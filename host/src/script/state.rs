@@ -3,7 +3,7 @@
 use rhai::{Dynamic, Engine, EvalAltResult, NativeCallContext, plugin::*};
 
 use super::run;
-use crate::{Error, Kind, error::Context as _, lab::views};
+use crate::{Error, Kind, error::Context as _, files};
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
 
@@ -34,9 +34,9 @@ mod functions {
         }
         run.lab.ledger()?;
         let dir = run.lab.dir().join("state");
-        views::make_dir(&dir)?;
+        files::make_dir(&dir)?;
         let text = serde_json::to_value(&value).context(Kind::Recipe, || format!("state::save {name}"))?;
-        Ok(views::write_json(&dir.join(file(name)?), &text)?)
+        Ok(files::write_json(&dir.join(file(name)?), &text)?)
     }
 
     /// The value kept under a name, or `()`.

@@ -8,8 +8,8 @@ use select::sim::{Change, Credits, Discipline, Spec, What};
 
 use crate::{
     error::{Error, Kind},
+    nearest::nearest,
     options_map,
-    ui::report::nearest,
     units::Span,
 };
 

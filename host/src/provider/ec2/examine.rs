@@ -28,7 +28,7 @@ use super::{
 use crate::{
     Error, Kind,
     error::Context as _,
-    lab::keys,
+    keys,
     provider::{Ingress, Launch, Permit, Trial},
     units::epoch_s,
 };

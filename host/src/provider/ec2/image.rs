@@ -6,7 +6,7 @@
 use aws_sdk_ec2::types::{BlockDeviceMapping, Image};
 
 use super::{Ec2, refusal::Refusal, tags, types::Arch};
-use crate::{Error, Kind, ui::report::nearest};
+use crate::{Error, Kind, nearest::nearest};
 
 /// Canonical's account.
 const CANONICAL: &str = "099720109477";

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, lab::views};
+use crate::{Error, files};
 
 /// The file in the state directory.
 const FILE: &str = "machine-id";
@@ -39,7 +39,7 @@ impl Machine {
     /// Keeps an id that was drawn; to be called under the lab's lock.
     pub(super) fn keep(&self) -> Result<(), Error> {
         match &self.kept {
-            Some(path) if self.is_new => views::write_whole(path, format!("{}\n", self.id).as_bytes()),
+            Some(path) if self.is_new => files::write_whole(path, format!("{}\n", self.id).as_bytes()),
             _ => Ok(()),
         }
     }
@@ -84,7 +84,7 @@ mod tests {
         let (nothing, state) = (dir.path().join("nothing"), dir.path().join("artifacts"));
         let first = Machine::of(&nothing, &state);
         assert!(!state.exists() && first.warning().unwrap().contains("is drawn now"));
-        views::make_dir(&state).unwrap();
+        files::make_dir(&state).unwrap();
         first.keep().unwrap();
         let again = Machine::of(&nothing, &state);
         assert_eq!(again.id, first.id);

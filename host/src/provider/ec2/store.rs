@@ -19,12 +19,7 @@ use aws_sdk_ec2::types::Instance as Described;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    Error, Kind,
-    error::Context as _,
-    lab::{keys, views},
-    provider::Launch,
-};
+use crate::{Error, Kind, error::Context as _, files, keys, provider::Launch};
 
 /// An SSH host key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,8 +139,8 @@ impl Store {
 
     pub(super) fn save(&self, attempt: &Attempt) -> Result<(), Error> {
         let _turn = self.turn();
-        views::make_dir(&self.dir)?;
-        views::write_json(&self.attempt_path(&attempt.token), attempt)
+        files::make_dir(&self.dir)?;
+        files::write_json(&self.attempt_path(&attempt.token), attempt)
     }
 
     /// All launches that are remembered.
@@ -177,9 +172,9 @@ impl Store {
         attempt = self.attempt(&attempt.token).unwrap_or(attempt);
         let Some(key) = attempt.own.get_mut(index) else { return Ok(()) };
         keys.insert(id.to_owned(), key.public.clone());
-        views::write_json(&self.keys_path(), &keys)?;
+        files::write_json(&self.keys_path(), &keys)?;
         key.secret.clear();
-        views::write_json(&self.attempt_path(&attempt.token), &attempt)
+        files::write_json(&self.attempt_path(&attempt.token), &attempt)
     }
 
     fn caller_path(&self) -> PathBuf {
@@ -193,8 +188,8 @@ impl Store {
 
     pub(super) fn set_caller(&self, address: Ipv4Addr) -> Result<(), Error> {
         let _turn = self.turn();
-        views::make_dir(&self.dir)?;
-        views::write_json(&self.caller_path(), &address)
+        files::make_dir(&self.dir)?;
+        files::write_json(&self.caller_path(), &address)
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {

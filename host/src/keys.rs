@@ -1,4 +1,6 @@
 //! Login keys: ed25519, made here, so that the private half never travels.
+//!
+//! It gives no key to a provider and logs in nowhere.
 
 use std::{
     fs,
@@ -7,8 +9,11 @@ use std::{
 
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey, ssh_key::LineEnding};
 
-use super::views::{make_dir, write_whole};
-use crate::{Error, Kind, error::Context as _};
+use crate::{
+    Error, Kind,
+    error::Context as _,
+    files::{make_dir, write_whole},
+};
 
 /// A key pair on disk.
 #[derive(Debug, Clone)]
@@ -39,7 +44,7 @@ pub fn ensure(dir: &Path, name: &str) -> Result<KeyPair, Error> {
 }
 
 /// As [`ensure`], but a key pair that is missing is drawn and not kept.
-pub(super) fn read_or_draw(dir: &Path, name: &str) -> Result<KeyPair, Error> {
+pub fn read_or_draw(dir: &Path, name: &str) -> Result<KeyPair, Error> {
     let path = path(dir, name);
     let private = match read(&path)? {
         Some(private) => private,
