@@ -1,28 +1,20 @@
-//! The commands beside recipes: docs, status, ssh, logs, extend.
+//! The small commands beside recipes: check, ssh, logs, extend. `docs`, `status` and `doctor` have modules of their own.
 
-use std::{
-    fmt::Write as _, os::unix::process::CommandExt as _, path::Path, process::Command, sync::Arc,
-    time::Duration,
-};
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Error, Kind,
-    catalog::{Catalog, Function},
-    check::{self},
+    Error, check,
     cli::Options,
     engine,
-    error::Context as _,
     failure::Problem,
     identity,
     instance::{Instance, ends, is_running},
-    lab::{self, Lab},
+    lab::Lab,
+    locate,
     nearest::nearest,
-    provider::{Provider, local::Local},
     recipe::Recipe,
-    runner,
-    script::args::FlagSpec,
     ssh,
     ui::Ui,
     units::Span,
@@ -30,56 +22,6 @@ use crate::{
 
 /// How long a host may take to accept the login that moves its deadline.
 const EXTEND_WITHIN: Duration = Duration::from_secs(20);
-
-/// The provider that the options name, or else the one of the lab's last run, or else this machine.
-pub fn provider(options: &Options, state_dir: &Path, ui: &Arc<Ui>) -> Result<Arc<dyn Provider>, Error> {
-    match provider_name(options.provider.as_deref(), lab::provider_of(state_dir))?.as_str() {
-        "local" => {
-            let exe = std::env::current_exe()
-                .context(Kind::Internal, || "find labhost's own program".to_owned())?;
-            Ok(Arc::new(Local::new(state_dir, &exe)?))
-        }
-        "ec2" => ec2(options, state_dir, ui),
-        other => {
-            Err(Error::usage(format!("unknown provider `{other}`")).with_hint("It is `local` or `ec2`."))
-        }
-    }
-}
-
-/// A lab that exists stays with its provider: with another one its instances would be out of sight.
-fn provider_name(wished: Option<&str>, recorded: Option<String>) -> Result<String, Error> {
-    match (wished, recorded) {
-        (Some(wished), Some(recorded)) if wished != recorded => {
-            Err(Error::usage(format!("this folder's lab runs on {recorded}, not on {wished}")).with_hint(
-                "Remove it first (recipes/stop.rhai --confirm without --provider), or use another folder with --state DIR.",
-            ))
-        }
-        (Some(name), _) => Ok(name.to_owned()),
-        (None, recorded) => Ok(recorded.unwrap_or_else(|| "local".to_owned())),
-    }
-}
-
-#[cfg(feature = "ec2")]
-fn ec2(options: &Options, state_dir: &Path, ui: &Arc<Ui>) -> Result<Arc<dyn Provider>, Error> {
-    use crate::provider::ec2::{Ec2, Settings};
-    let ui = Arc::clone(ui);
-    let settings = Settings {
-        region: options.ec2.region.clone(),
-        my_ip: options.ec2.my_ip,
-        owner: options.ec2.owner.clone(),
-        lab: options.ec2.lab.clone(),
-        say: Arc::new(move |text| ui.note(text)),
-    };
-    Ok(Arc::new(Ec2::new(state_dir, settings)?))
-}
-
-#[cfg(not(feature = "ec2"))]
-fn ec2(_options: &Options, _state_dir: &Path, _ui: &Arc<Ui>) -> Result<Arc<dyn Provider>, Error> {
-    Err(Error::provider("this labhost was built without the ec2 provider").with_hint(
-        "Use `cargo lab-ec2 ...` in place of `cargo lab ...`, or install a labhost with everything: cargo install \
-         --locked --path host --features ec2",
-    ))
-}
 
 /// `labhost check`: prints what is wrong and fails, or says that nothing is.
 pub fn check(name: &str, ui: &Ui) -> Result<(), Vec<Problem>> {
@@ -93,125 +35,10 @@ pub fn check(name: &str, ui: &Ui) -> Result<(), Vec<Problem>> {
     Ok(())
 }
 
-/// What `labhost RECIPE --help` prints: the comment at the recipe's top and its flags.
-#[must_use]
-pub fn recipe_help(recipe: &Recipe, flags: &[FlagSpec]) -> String {
-    let text = recipe.read(&recipe.file).unwrap_or_default();
-    let mut help = String::new();
-    for line in text.lines().map_while(|line| line.strip_prefix("//")) {
-        let line = line.trim_start_matches('/').trim_start_matches('!');
-        let _ = writeln!(help, "{}", line.strip_prefix(' ').unwrap_or(line));
-    }
-    if !flags.is_empty() {
-        let _ = writeln!(help, "\nFlags:");
-    }
-    for flag in flags {
-        let _ = writeln!(help, "  --{}{}", flag.name, if flag.takes_value { " VALUE" } else { "" });
-    }
-    help.trim_end().to_owned()
-}
-
-/// `labhost docs [NAME]`.
-pub fn docs(name: Option<&str>, ui: &Ui) -> Result<(), Error> {
-    let dir = std::env::temp_dir();
-    let recipe = Recipe { file: dir.join("docs.rhai"), recipes: dir.clone(), root: dir };
-    let catalog = Catalog::of(&engine::build(Arc::new(recipe)));
-    let own: Vec<&Function> = catalog
-        .functions
-        .iter()
-        .filter(|function| function.own && !function.name.contains(['=', '$']))
-        .collect();
-    let text = match name {
-        None => overview(&own),
-        Some(name) => details(&own, name)?,
-    };
-    ui.info(text.trim_end());
-    Ok(())
-}
-
-fn full_name(function: &Function) -> String {
-    match &function.module {
-        Some(module) => format!("{module}::{}", function.signature),
-        None => function.signature.clone(),
-    }
-}
-
-fn overview(functions: &[&Function]) -> String {
-    let mut text = String::new();
-    let mut module = None;
-    for function in functions {
-        if module != Some(&function.module) {
-            let title =
-                function.module.as_deref().unwrap_or("hosts, lists of hosts, and functions without a module");
-            let _ = writeln!(text, "{}{title}", if text.is_empty() { "" } else { "\n" });
-            module = Some(&function.module);
-        }
-        let first = function.docs.split(". ").next().unwrap_or_default().trim_end_matches('.');
-        let _ = writeln!(text, "  {}\n      {first}.", full_name(function));
-    }
-    text.push_str("\n`labhost docs NAME` shows one module or function in full.\n");
-    text
-}
-
-fn details(functions: &[&Function], name: &str) -> Result<String, Error> {
-    let (module, function) =
-        name.split_once("::").map_or((None, name), |(module, name)| (Some(module), name));
-    let found: Vec<_> = functions
-        .iter()
-        .filter(|known| known.module.as_deref() == module && known.name == function)
-        .chain(functions.iter().filter(|known| module.is_none() && known.module.as_deref() == Some(name)))
-        .collect();
-    if found.is_empty() {
-        let names: Vec<_> = functions
-            .iter()
-            .flat_map(|known| {
-                [
-                    known.module.clone().unwrap_or_default(),
-                    full_name(known).split('(').next().unwrap_or_default().to_owned(),
-                ]
-            })
-            .collect();
-        let near = nearest(name, names.iter().map(String::as_str));
-        let hint = near.map_or_else(
-            || "`labhost docs` lists everything.".to_owned(),
-            |near| format!("did you mean `{near}`?"),
-        );
-        return Err(Error::usage(format!("there is nothing called `{name}`")).with_hint(hint));
-    }
-    let known = crate::script::known_options();
-    let mut text = String::new();
-    for function in found {
-        let _ = writeln!(text, "{}\n    {}", full_name(function), function.docs);
-        let full = full_name(function);
-        let key = full.split('(').next().unwrap_or_default();
-        if function.signature.contains(": map")
-            && let Some(options) = known.get(key)
-        {
-            let nested =
-                |option: &crate::options::OptionDoc| known.get(format!("{key}.{}", option.name).as_str());
-            let lines = options.iter().flat_map(|option| {
-                let inner = nested(option).into_iter().flat_map(|inner| inner.iter());
-                std::iter::once((0, option)).chain(inner.map(|inner| (2, inner)))
-            });
-            for (indent, option) in lines {
-                let _ = writeln!(
-                    text,
-                    "      {:indent$}{:<34} {}",
-                    "",
-                    format!("{} ({})", option.name, option.kind_shown()),
-                    option.doc.trim()
-                );
-            }
-        }
-        text.push('\n');
-    }
-    Ok(text)
-}
-
 /// The running instance with this name or id, and the SSH configuration, written anew.
-fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(std::path::PathBuf, Instance), Error> {
-    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost ssh".to_owned(), ui)?;
-    let instances = runner::runtime()?.block_on(lab.list())?;
+fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(PathBuf, Instance), Error> {
+    let lab = locate::lab(options, locate::state_dir(options, None)?, "labhost ssh".to_owned(), ui)?;
+    let instances = locate::runtime()?.block_on(lab.list())?;
     let found = instances
         .iter()
         .find(|instance| instance.name == name || instance.id == name || instance.fleet == name)
@@ -231,7 +58,7 @@ fn host(options: &Options, name: &str, ui: &Arc<Ui>) -> Result<(std::path::PathB
         return Err(Error::host(format!("{} does not run", found.name))
             .with_hint("Running the recipe again starts it: recipes/run.rhai."));
     }
-    runner::runtime()?.block_on(lab.provider().admit_caller())?;
+    locate::runtime()?.block_on(lab.provider().admit_caller())?;
     lab.write_ssh_config(&instances)?;
     Ok((lab.dir().join("ssh_config"), found))
 }
@@ -263,9 +90,8 @@ pub fn logs(
 
 /// `labhost extend TTL`.
 pub fn extend(options: &Options, ttl: Span, ui: &Arc<Ui>) -> Result<(), Error> {
-    let lab =
-        runner::lab_at(options, runner::state_dir(options, None)?, format!("labhost extend {ttl}"), ui)?;
-    let runtime = runner::runtime()?;
+    let lab = locate::lab(options, locate::state_dir(options, None)?, format!("labhost extend {ttl}"), ui)?;
+    let runtime = locate::runtime()?;
     let instances = runtime.block_on(lab.list())?;
     if instances.is_empty() {
         return Err(Error::usage("this lab has no instances to extend"));

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use crate::{
     Error, Kind,
     cli::Options,
-    commands, programs,
+    locate, programs,
     provider::{Permit, Trial},
-    runner,
     ui::Ui,
 };
 
@@ -81,14 +80,14 @@ fn machine(ui: &Ui) -> Result<(), Error> {
 
 /// Tries the calls of the provider that is named or that the lab here runs on.
 fn account(options: &Options, ui: &Arc<Ui>) -> Result<(), Error> {
-    let dir = match runner::state_dir(options, None) {
+    let dir = match locate::state_dir(options, None) {
         Ok(dir) => dir,
         // Nobody asks for an account.
         Err(_) if options.provider.as_deref().is_none_or(|name| name == "local") => return Ok(()),
         Err(error) => return Err(error),
     };
-    let provider = commands::provider(options, &dir, ui)?;
-    let trials = runner::runtime()?.block_on(provider.examine())?;
+    let provider = locate::provider(options, &dir, ui)?;
+    let trials = locate::runtime()?.block_on(provider.examine())?;
     if trials.is_empty() {
         return Ok(());
     }

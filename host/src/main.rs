@@ -5,8 +5,9 @@ use std::{process::ExitCode, sync::Arc};
 use labhost::{
     Error, Kind,
     cli::{self, Cli, Command},
-    commands, doctor,
+    commands, docs, doctor,
     failure::Problem,
+    locate,
     provider::local,
     runner::{self, Outcome},
     status,
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
             result => result.map(drop),
         },
         Command::Check { recipe } => commands::check(&recipe, &ui),
-        Command::Docs { name } => one(commands::docs(name.as_deref(), &ui)),
+        Command::Docs { name } => one(docs::show(name.as_deref(), &ui)),
         Command::Status => one(status::run(&options, &ui)),
         Command::Ssh { host, command } => one(commands::ssh(&options, &host, &command, &ui)),
         Command::Logs { host, service, follow, lines } => {
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         }
         Command::Extend { ttl } => one(commands::extend(&options, ttl, &ui)),
         Command::Doctor => one(doctor::run(&options, &ui)),
-        Command::Agent => one(runner::state_dir(&options, None).and_then(|dir| local::agent_main(&dir))),
+        Command::Agent => one(locate::state_dir(&options, None).and_then(|dir| local::agent_main(&dir))),
         Command::Guest { words } => {
             return ExitCode::from(u8::try_from(local::guest_main(&words)).unwrap_or(1));
         }

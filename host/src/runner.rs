@@ -1,7 +1,6 @@
 //! Runs one recipe: check it, give the engine a thread of its own, and stay here for Ctrl-C and the time limit.
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     task::Poll,
     time::{Duration, SystemTime},
@@ -18,13 +17,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Error, Kind, check,
     cli::Options,
-    commands, engine,
-    error::Context as _,
+    docs, engine,
     failure::Problem,
     identity,
     instance::ends,
     invocation::Invocation,
-    lab::{Lab, Limits},
+    locate,
     recipe::Recipe,
     script::{self, Run, Shared, args::RecipeArgs},
     ui::{self, Ui},
@@ -56,17 +54,17 @@ pub fn run(options: &Options, words: &[String], ui: &Arc<Ui>) -> Result<Outcome,
         return Err(checked.problems);
     }
     if words.iter().any(|word| word == "--help" || word == "-h") {
-        ui.info(&commands::recipe_help(&recipe, &checked.flags));
+        ui.info(&docs::recipe_help(&recipe, &checked.flags));
         return Ok(Outcome::Done);
     }
     let args = RecipeArgs::parse(words, &checked.flags, checked.arguments.max()).map_err(one)?;
-    let state = state_dir(options, Some(&recipe)).map_err(one)?;
+    let state = locate::state_dir(options, Some(&recipe)).map_err(one)?;
     // Every process that this one starts is known by this mark, and `stop` finds it when this one was killed.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var(identity::MARK, identity::lab_id(&state)) };
-    let runtime = runtime().map_err(one)?;
+    let runtime = locate::runtime().map_err(one)?;
     let cancel = CancellationToken::new();
-    let mut lab = lab_at(options, state, command, ui).map_err(one)?;
+    let mut lab = locate::lab(options, state, command, ui).map_err(one)?;
     if options.plan {
         lab.plan_only();
     }
@@ -132,48 +130,6 @@ async fn warn_of_other_end(run: &Run, ttl: Span) {
 
 fn one(error: Error) -> Vec<Problem> {
     vec![error.into()]
-}
-
-pub fn runtime() -> Result<Runtime, Error> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context(Kind::Internal, || "start the runtime".to_owned())
-}
-
-/// Where the lab's state lies: `--state`, else `artifacts` beside the recipes of `recipe` or of this folder.
-pub fn state_dir(options: &Options, recipe: Option<&Recipe>) -> Result<PathBuf, Error> {
-    let here = std::env::current_dir().context(Kind::Usage, || "find the current folder".to_owned())?;
-    let dir = match (&options.state, recipe) {
-        (Some(dir), _) => here.join(dir),
-        (None, Some(recipe)) => recipe.root.join("artifacts"),
-        (None, None) => Recipe::root_around(&here)
-            .ok_or_else(|| {
-                Error::usage(format!("there is no lab in or above {}", here.display()))
-                    .with_hint("Go to the folder with recipes/, or give the lab's folder with --state DIR.")
-            })?
-            .join("artifacts"),
-    };
-    // The lab's identity follows from this path, so it must not depend on how it was written.
-    let whole = dir.canonicalize().or_else(|_| {
-        let parent = dir.parent().unwrap_or(&here).canonicalize()?;
-        Ok::<_, std::io::Error>(parent.join(dir.file_name().unwrap_or_default()))
-    });
-    whole.context(Kind::Usage, || format!("state folder {}", dir.display()))
-}
-
-/// The lab at this state directory, with the provider that the options name.
-pub fn lab_at(options: &Options, dir: PathBuf, command: String, ui: &Arc<Ui>) -> Result<Lab, Error> {
-    let provider = commands::provider(options, &dir, ui)?;
-    let limits = Limits {
-        ttl: options.lifetime(),
-        ttl_max: options.max_ttl,
-        instances_max: options.max_instances,
-        hourly_max: options.max_hourly,
-    };
-    limits.check_ttl(limits.ttl)?;
-    Ok(Lab::new(dir, provider, command, limits))
 }
 
 fn attach(engine: &mut Engine, run: &Arc<Run>) {

@@ -15,7 +15,7 @@ use crate::{
     identity,
     instance::{Instance, ends, is_running},
     lab::Lab,
-    runner, script,
+    locate, script,
     ssh::{Command, Session},
     ui::Ui,
 };
@@ -28,8 +28,8 @@ const NOBODY_ANSWERS: &str = "no instance accepts a login, so what runs on them 
 
 /// `labhost status`.
 pub fn run(options: &Options, ui: &Arc<Ui>) -> Result<(), Error> {
-    let lab = runner::lab_at(options, runner::state_dir(options, None)?, "labhost status".to_owned(), ui)?;
-    let runtime = runner::runtime()?;
+    let lab = locate::lab(options, locate::state_dir(options, None)?, "labhost status".to_owned(), ui)?;
+    let runtime = locate::runtime()?;
     let instances = runtime.block_on(lab.list())?;
     if instances.is_empty() {
         ui.info(&format!("no instances ({}, {})", lab.provider().name(), lab.dir().display()));
