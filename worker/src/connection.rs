@@ -12,8 +12,9 @@ use may_minihttp::{HttpService, HttpServiceFactory, Request, Response};
 use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
 
 use crate::{
+    answer::Answer,
     request::{self, After},
-    service::{Answer, App},
+    service::App,
 };
 
 pub(crate) struct Factory(pub(crate) &'static App);

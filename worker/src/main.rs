@@ -3,6 +3,7 @@
 //! Built on may_minihttp, which bounds neither a request's head nor the answers that a client does not read, and
 //! takes at most 16 header fields: it must only be reachable through a balancer that does. No TLS, no HTTP/2.
 
+mod answer;
 mod args;
 mod capacity;
 mod connection;

@@ -8,7 +8,7 @@ use std::io::BufRead;
 
 use may_minihttp::{BodyReader, Request};
 
-use crate::service::Answer;
+use crate::answer::Answer;
 
 /// Bytes of `x-request-id` that are echoed; a longer one is cut, because an identifier must not fail a request.
 const REQUEST_ID_BYTES_MAX: usize = 128;

@@ -21,6 +21,7 @@ use may_minihttp::Response;
 use serde_json::{Value, json};
 
 use crate::{
+    answer::Answer,
     args::Args,
     faults::Faults,
     machine::{Machine, process_cpu_time},
@@ -70,27 +71,6 @@ pub(crate) struct App {
     body: &'static str,
     health: &'static str,
     id_field: &'static str,
-}
-
-/// One answer, ready to be written.
-pub(crate) struct Answer {
-    status: (usize, &'static str),
-    body: Cow<'static, str>,
-}
-
-impl Answer {
-    fn ok(body: impl Into<Cow<'static, str>>) -> Self {
-        Self { status: (200, "OK"), body: body.into() }
-    }
-
-    /// An answer that says in its JSON body what is wrong.
-    pub(crate) fn error(code: usize, reason: &'static str, message: &str) -> Self {
-        Self { status: (code, reason), body: json!({ "error": message }).to_string().into() }
-    }
-
-    fn not_found() -> Self {
-        Self::error(404, "Not Found", "no such path on this worker")
-    }
 }
 
 impl App {
