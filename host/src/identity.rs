@@ -17,10 +17,16 @@ pub fn lab_id(state_dir: &Path) -> String {
     digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The user that this process acts as, and whose labs it sees.
+#[must_use]
+pub fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// The folder of this user's labs for sockets, whose paths are limited to 108 bytes.
 #[must_use]
 pub fn runtime_parent() -> PathBuf {
-    PathBuf::from(format!("/tmp/labhost-{}", rustix::process::geteuid().as_raw()))
+    PathBuf::from(format!("/tmp/labhost-{}", uid()))
 }
 
 /// A lab's own folder for sockets.

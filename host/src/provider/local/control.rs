@@ -16,10 +16,9 @@ use tokio::{
 
 use super::{
     agent::Agent,
-    place::uid,
     wire::{Act, Answer, PROTOCOL, REQUEST_BYTES_MAX, Request, encode, read_line},
 };
-use crate::Error;
+use crate::{Error, identity::uid};
 
 /// Connections at once; a run uses one at a time, and every `labhost-service` one.
 const CONNECTIONS_MAX: usize = 256;

@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::place::uid;
+use crate::identity::uid;
 
 /// The largest environment that is searched for a mark; the kernel's own limit is of this order.
 const ENVIRON_BYTES_MAX: u64 = 4 << 20;

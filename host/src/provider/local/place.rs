@@ -15,7 +15,11 @@ use std::{
 };
 
 use super::mark::Mark;
-use crate::{Error, Kind, error::Context, identity};
+use crate::{
+    Error, Kind,
+    error::Context,
+    identity::{self, uid},
+};
 
 /// In the runtime directory: the X of the lab's addresses 127.77.X.Y.
 const BLOCK: &str = "block";
@@ -126,11 +130,6 @@ impl Place {
         let _ = fs::remove_dir(&self.runtime_parent);
         Ok(())
     }
-}
-
-/// The user that this process acts as.
-pub(super) fn uid() -> u32 {
-    rustix::process::geteuid().as_raw()
 }
 
 /// How often a directory is tried again that gets new content while it is being removed.
