@@ -120,22 +120,25 @@ const RENEW: &str = "Renew them (in a Learner Lab: Start Lab, then copy \"AWS De
                      again: it goes on where it ended. Instances end at their time in any case. If the credentials are \
                      new, look at this machine's clock.";
 
+const UNREACHABLE: &str = "AWS could not be reached; look at the network, AWS_ENDPOINT_URL and the region, then run \
+                           again.";
+
 /// The kind of a refusal, and what to do.
 fn judge(refusal: &Refusal) -> (Kind, String) {
-    let Some(code) = refusal.code.as_deref() else {
-        return if refusal.lacks_credentials {
-            (Kind::Provider, RENEW.to_owned())
-        } else if refusal.is_foreign_answer {
-            (
-                Kind::Host,
-                "What answered does not speak as AWS does: look at AWS_ENDPOINT_URL and at proxies."
-                    .to_owned(),
-            )
-        } else {
-            (Kind::Host, "AWS could not be reached; look at the network, AWS_ENDPOINT_URL and the region, then run again.".to_owned())
-        };
+    let (kind, hint) = match refusal.code.as_deref() {
+        Some(code) => (Kind::Provider, mend(code)),
+        None if refusal.lacks_credentials => (Kind::Provider, RENEW),
+        None if refusal.is_foreign_answer => {
+            (Kind::Host, "What answered does not speak as AWS does: look at AWS_ENDPOINT_URL and at proxies.")
+        }
+        None => (Kind::Host, UNREACHABLE),
     };
-    let hint = match code {
+    (kind, hint.to_owned())
+}
+
+/// What to do about an error of AWS's with this code.
+fn mend(code: &str) -> &'static str {
+    match code {
         "ExpiredToken"
         | "ExpiredTokenException"
         | "RequestExpired"
@@ -169,8 +172,7 @@ fn judge(refusal: &Refusal) -> (Kind, String) {
         }
         code if code.ends_with(".NotFound") => "It was removed meanwhile: run again to make it anew.",
         _ => "Run again: what was done is recorded and stays.",
-    };
-    (Kind::Provider, hint.to_owned())
+    }
 }
 
 #[cfg(test)]
