@@ -1,8 +1,8 @@
 //! A line per request, where somebody asks for it.
 //!
-//! A serving thread writes lines into a buffer of its own and hands it on when it is full, or at the next tick; a thread
-//! writes them out. When that one does not keep up, lines are dropped and counted: a disk must never hold up a request.
-//! Without an access log a request costs nothing here.
+//! A serving thread writes lines into a buffer of its own and hands it on when it is full, or at the next tick; a
+//! thread of the log writes them out. When that one does not keep up, lines are dropped and counted: a disk must
+//! never hold up a request. Without an access log a request costs nothing here.
 //!
 //! This module does not rotate files: after SIGHUP it opens the path again.
 

@@ -1,8 +1,8 @@
 //! The admin socket: what only the balancer's own user may ask.
 //!
 //! A unix socket of mode 0600. `GET /status` and `GET /metrics` as on the public address, `GET /decisions`,
-//! `POST /clusters/NAME/backends/ID/drain` or `/readmit`, and `POST /handover` for a successor. One request per connection, one connection at a time: it
-//! is for an operator, not for load.
+//! `POST /clusters/NAME/backends/ID/drain` or `/readmit`, and `POST /handover` for a successor. One request per
+//! connection, one connection at a time: it is for an operator, not for load.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};

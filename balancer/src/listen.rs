@@ -23,7 +23,8 @@ const PASSED_MAX: RawFd = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error(
-        "listen on {address}: another process listens there; find it with `ss -ltnp`, choose another port, or replace a balancer with --replace"
+        "listen on {address}: another process listens there; find it with `ss -ltnp`, choose another port, or \
+         replace a balancer with --replace"
     )]
     Taken { address: SocketAddr },
     #[error("listen on {address}: ports below 1024 need CAP_NET_BIND_SERVICE")]

@@ -1,4 +1,5 @@
-//! The small commands beside recipes: check, ssh, logs, extend. `docs`, `status` and `doctor` have modules of their own.
+//! The small commands beside recipes: check, ssh, logs, extend. `docs`, `status` and `doctor` have modules of their
+//! own.
 
 use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command, sync::Arc, time::Duration};
 

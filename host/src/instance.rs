@@ -1,6 +1,7 @@
 //! One machine of a lab, whoever made it.
 //!
-//! It is plain data: providers fill it in, `lab` keeps it, `ssh` logs in by it. Nothing here launches, asks or connects.
+//! It is plain data: providers fill it in, `lab` keeps it, `ssh` logs in by it. Nothing here launches,
+//! asks or connects.
 
 use std::{
     net::Ipv4Addr,

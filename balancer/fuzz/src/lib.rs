@@ -3,7 +3,8 @@
 //! Each function takes bytes and panics when something does not hold. cargo-fuzz calls them through `fuzz_targets`,
 //! `cargo test` through `tests/corpus.rs` on the committed corpus and on mutations of it.
 //!
-//! Nothing here opens a socket: what the balancer does with a message beyond parsing and writing it is tested elsewhere.
+//! Nothing here opens a socket: what the balancer does with a message beyond parsing and writing it is tested
+//! elsewhere.
 
 mod message;
 mod peer;

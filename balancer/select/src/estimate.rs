@@ -172,8 +172,8 @@ impl Averages {
         self.heard_ns.store(now_ns, Relaxed);
     }
 
-    /// Learns from one finished request that shared its backend with `others`, on average. `latency_ns` is `None` for a failure: its
-    /// time says nothing about how long an answer takes.
+    /// Learns from one finished request that shared its backend with `others`, on average. `latency_ns` is `None`
+    /// for a failure: its time says nothing about how long an answer takes.
     pub(crate) fn learn(&self, latency_ns: Option<f64>, others: f64, now_ns: u64) {
         if self.learning.swap(true, Acquire) {
             return;

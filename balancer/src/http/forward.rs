@@ -161,7 +161,8 @@ fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
 /// Appends the head of `response` as the client gets it.
 ///
 /// `connection` is the value of a `Connection` field to add; a change of protocol has one of its own, with the
-/// protocol. `unchunked` drops `Transfer-Encoding`, for a client that does not know it. Returns `false` and writes nothing when the head can be sent as it came.
+/// protocol. `unchunked` drops `Transfer-Encoding`, for a client that does not know it. Returns `false` and writes
+/// nothing when the head can be sent as it came.
 pub fn write_response(
     out: &mut Vec<u8>,
     response: &Response<'_, '_>,

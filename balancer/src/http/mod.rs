@@ -1,8 +1,8 @@
 //! HTTP/1.1 heads and body framing, as RFC 9110 and 9112 have them, over byte slices.
 //!
 //! Everything here is pure: bytes in, values out. Heads are cut into lines and judged in one pass: what two
-//! parsers could read in two ways is refused, on both sides, and never forwarded. Heads are forwarded by copying the lines
-//! that are kept.
+//! parsers could read in two ways is refused, on both sides, and never forwarded. Heads are forwarded by copying
+//! the lines that are kept.
 //!
 //! This module reads no socket, knows no timeout, and does not decide where a request goes.
 

@@ -188,8 +188,10 @@ pub(super) fn balancer_of(instances: &[Instance]) -> Option<&Instance> {
 /// `HOST:PORT` from an address, `address:port` or URL; without a port the lab's lb.json is asked, else 80.
 fn authority(run: &Run, place: &str) -> Result<String, Error> {
     let wrong = |why: &str| {
-        Error::usage(format!("`{place}` is no balancer's address: {why}"))
-            .with_hint("Give an address as printed by run.rhai, for example 127.77.9.11, or a URL such as http://127.77.9.11:8080.")
+        Error::usage(format!("`{place}` is no balancer's address: {why}")).with_hint(
+            "Give an address as printed by run.rhai, for example 127.77.9.11, or a URL such as \
+             http://127.77.9.11:8080.",
+        )
     };
     if place.starts_with("https://") {
         return Err(wrong("TLS is not supported"));

@@ -127,7 +127,10 @@ mod tests {
 
     #[test]
     fn instance_is_in_use_until_its_last_request_has_ended() {
-        let status = |state: &str, in_flight: u64| json!({ "clusters": { "a": { "backends": [{ "id": "i-1", "state": state, "in_flight": in_flight }] } } });
+        let status = |state: &str, in_flight: u64| {
+            let backend = json!({ "id": "i-1", "state": state, "in_flight": in_flight });
+            json!({ "clusters": { "a": { "backends": [backend] } } })
+        };
         assert_eq!(use_of(&status("up", 0), "i-1"), Use::Serving);
         assert_eq!(use_of(&status("draining", 3), "i-1"), Use::Draining);
         assert_eq!(use_of(&status("draining", 0), "i-1"), Use::None);

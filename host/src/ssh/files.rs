@@ -207,8 +207,8 @@ impl Target<'_> {
         )
     }
 
-    /// Keeps what `reader` prints. The temporary file goes on every exit, and on the signals by which we end a command; when
-    /// the connection is cut, the content is short and the hash refuses it.
+    /// Keeps what `reader` prints. The temporary file goes on every exit, and on the signals by which we end a
+    /// command; when the connection is cut, the content is short and the hash refuses it.
     fn receive(&self, path: &str, reader: &str) -> String {
         let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
         let temporary = quote(&format!("{directory}/.{}", trailer::label()));

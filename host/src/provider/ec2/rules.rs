@@ -77,7 +77,8 @@ fn one(group: &str, rule: &Ingress, meaning: &Meaning<'_>) -> Result<Rule, Error
     Ok(Rule { protocol: "tcp".to_owned(), ports: Some((port, port)), source })
 }
 
-/// An IPv4 block in CIDR form, without bits beyond its length: AWS would store it otherwise and it would differ for ever.
+/// An IPv4 block in CIDR form, without bits beyond its length: AWS would store it otherwise, and it would differ for
+/// ever.
 fn is_block(text: &str) -> bool {
     let Some((address, length)) = text.split_once('/') else { return false };
     let (Ok(address), Ok(length)) = (address.parse::<Ipv4Addr>(), length.parse::<u32>()) else {

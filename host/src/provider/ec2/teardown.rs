@@ -1,6 +1,7 @@
 //! Teardown: everything with this lab's tag, in the order in which AWS lets it go, and a last look.
 //!
-//! 1. terminate all instances in one call, those too that AWS does not list yet, and wait: until they are terminated their interfaces hold the groups;
+//! 1. terminate all instances in one call, those too that AWS does not list yet, and wait: until they are terminated
+//!    their interfaces hold the groups;
 //! 2. revoke rules that let groups into each other;
 //! 3. delete the groups, again and again while something holds them, and say what;
 //! 4. delete the key pair;

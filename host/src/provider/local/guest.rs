@@ -21,12 +21,13 @@
 //! wanted `env` (a map), `restart` (`always`, `on-failure`, `no`; always if not said), `hash` (any text; a new
 //! one restarts the service), `reload_hash` (any text; when only it is new, the service gets SIGHUP),
 //! `stop_timeout` (`"10s"`, at most 5 minutes), `handover` (`true` for a program that takes over from the one that
-//! runs: a restart starts the new process first, and when that fails the old one goes on). A service that ends by itself is started again after 100 ms,
-//! 200 ms, and so on; after five lives of under 5 s in a row it is `failed`.
+//! runs: a restart starts the new process first, and when that fails the old one goes on). A service that ends by
+//! itself is started again after 100 ms, 200 ms, and so on; after five lives of under 5 s in a row it is `failed`.
 //!
 //! `apply` prints `{"changed": BOOL, "service": STATUS}`; `remove` prints `{"removed": NAME}`; `host-key` and
-//! `expires` print `{}`, and connections that stand are kept; the others but `logs` print STATUS: `name`, `state` (`running`, `starting`, `failed`, `stopped`), `pid`, `exit_status` (128 +
-//! the signal's number for a death by signal), `restarts`, `since_s`, `hash`. NAME is 1 to 40 of a-z, 0-9 and `-`.
+//! `expires` print `{}`, and connections that stand are kept; the others but `logs` print STATUS: `name`, `state`
+//! (`running`, `starting`, `failed`, `stopped`), `pid`, `exit_status` (128 + the signal's number for a death by
+//! signal), `restarts`, `since_s`, `hash`. NAME is 1 to 40 of a-z, 0-9 and `-`.
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong command line; the reason is on stderr.
 //!
@@ -57,7 +58,8 @@ const LINES: usize = 100;
 /// How often `logs -f` looks for more.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
-const USAGE: &str = "usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], host-key, expires AT, guard";
+const USAGE: &str = "usage: labhost-service apply|start|stop|restart|reload|status|remove|logs NAME [-n LINES] [-f], \
+                     host-key, expires AT, guard";
 
 /// Runs one command line (without the program's name) and returns the exit status.
 pub fn guest_main(args: &[String]) -> i32 {
