@@ -1,7 +1,8 @@
 //! `labhost` runs lab recipes: Rhai scripts that boot instances, deploy over SSH, benchmark and tear down.
 //!
 //! A recipe crosses three names: `script` (bindings) -> `script::ec2` and its neighbours -> `provider`, `ssh`
-//! or `bench`. `script` is the only module that knows Rhai; the others can be used without it.
+//! or `bench`. Those three, `lab` and `sim` do not know Rhai and can be used without it; of the others, `script` alone
+//! deals in its values.
 
 pub mod bench;
 pub mod catalog;
