@@ -1,5 +1,7 @@
 //! Every function that a recipe can call, read from the engine: for `labhost docs`, for the checker, and for
 //! suggestions.
+//!
+//! It does not register functions and does not know their options.
 
 use std::collections::BTreeMap;
 
@@ -96,6 +98,7 @@ impl Catalog {
             .map(|f| f.name.as_str())
     }
 
+    /// Names of the modules, each once, in the functions' order.
     #[must_use]
     pub fn modules(&self) -> Vec<&str> {
         let mut modules: Vec<_> =

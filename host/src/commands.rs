@@ -1,5 +1,7 @@
 //! The small commands beside recipes: check, ssh, logs, extend. `docs`, `status` and `doctor` have modules of their
 //! own.
+//!
+//! None of them runs a recipe.
 
 use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command, sync::Arc, time::Duration};
 

@@ -1,5 +1,7 @@
 //! `labhost doctor`: what this machine lacks for running labs, and how to get it; and what the account that the lab
 //! runs on permits.
+//!
+//! It repairs nothing and launches nothing.
 
 use std::{path::Path, process::Command, sync::Arc};
 

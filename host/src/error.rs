@@ -1,5 +1,7 @@
 //! What can go wrong, in one type: the kind decides the exit code, the message names the operation and the
 //! thing, the hint says what to do.
+//!
+//! Where in a recipe it went wrong is `failure`; how that looks is `ui::report`.
 
 use std::{cell::Cell, fmt};
 

@@ -1,5 +1,7 @@
 //! How a recipe failed: the engine's nested errors become one message with a place in the recipe, the way that led
 //! there, and an exit code.
+//!
+//! It prints nothing.
 
 use rhai::{Dynamic, EvalAltResult, Map, Position};
 use serde_json::{Value, json};

@@ -1,4 +1,6 @@
 //! One plain HTTP GET, for status pages. The load generator is `bench`.
+//!
+//! It knows no TLS, no redirects and no kept connections.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,4 +1,6 @@
 //! How the user called labhost, so that the commands that it suggests can be typed as they stand.
+//!
+//! It parses no arguments; that is `cli`.
 
 use std::path::Path;
 

@@ -1,4 +1,6 @@
 //! What a misspelt word was meant to be.
+//!
+//! It does not know where the words come from, and words no hint.
 
 /// The known word nearest to `word`, when it is near enough to be what was meant.
 #[must_use]

@@ -1,4 +1,6 @@
 //! Where a recipe lies and what belongs to it: the folder it may import from, and the lab's folder.
+//!
+//! It does not compile or run a recipe.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,6 @@
 //! Runs one recipe: check it, give the engine a thread of its own, and stay here for Ctrl-C and the time limit.
+//!
+//! It finds no lab (`locate`) and knows no function of a recipe (`script`).
 
 use std::{
     sync::Arc,

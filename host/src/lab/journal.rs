@@ -153,6 +153,7 @@ impl Journal {
 }
 
 impl Intent<'_> {
+    /// Records that the step is done, and what came of it.
     pub fn done(self, data: Value) -> Result<(), Error> {
         self.journal.append(Phase::Done, self.step, Some(self.line), data).map(drop)
     }

@@ -1,4 +1,6 @@
 //! What to do so that a fleet is as the recipe says: pure, from the wish and what exists.
+//!
+//! It launches and terminates nothing; that is `fleet`.
 
 use crate::instance::{Instance, State};
 

@@ -1,4 +1,6 @@
 //! Plays every policy under every load with every seed, on all cores, and sums up.
+//!
+//! It draws nothing; that is `chart` and `page`.
 
 use std::{
     collections::BTreeMap,

@@ -43,16 +43,19 @@ impl Command {
         Self { line: line.into(), check: true, ..Self::default() }
     }
 
+    /// A failing exit status becomes a result rather than an error.
     #[must_use]
     pub fn unchecked(self) -> Self {
         Self { check: false, ..self }
     }
 
+    /// What the command reads.
     #[must_use]
     pub fn stdin(self, bytes: impl Into<Vec<u8>>) -> Self {
         Self { stdin: Some(bytes.into()), ..self }
     }
 
+    /// After this long the command is killed, and that is an error.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..self }

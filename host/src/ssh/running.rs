@@ -32,6 +32,7 @@ const BEGIN_WAIT: Duration = Duration::from_secs(2);
 /// Longest noise of a login script that is kept to explain a command that never began.
 const NOISE_MAX: usize = 4 * 1024;
 
+/// Where a command wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     Stdout,

@@ -65,6 +65,7 @@ impl Ui {
         self.say("note", text, &format!("    {text}"));
     }
 
+    /// Something that the user should know, though the run goes on.
     pub fn warn(&self, text: &str) {
         self.say("warn", text, &format!("{} {text}", self.paint("1;33", "warning:")));
     }
@@ -151,10 +152,12 @@ impl Task<'_> {
         }
     }
 
+    /// Ends the task well; its line stays unless it moved on a terminal.
     pub fn done(self, text: &str) {
         self.end("done", text);
     }
 
+    /// Ends the task with the reason why it failed; its line stays.
     pub fn fail(self, text: &str) {
         self.end("failed", text);
     }

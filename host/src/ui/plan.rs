@@ -1,4 +1,6 @@
 //! The result of `--plan` as the user sees it.
+//!
+//! What would change is found by `lab`.
 
 use serde_json::json;
 

@@ -1,4 +1,6 @@
 //! Failures laid out for the terminal: what went wrong, the recipe's line with a caret, and what to do.
+//!
+//! It prints nothing.
 
 use std::fmt::Write as _;
 
@@ -30,6 +32,7 @@ pub struct Failure {
 const DETAIL_LINES_MAX: usize = 30;
 
 impl Failure {
+    /// The whole message, some lines of text without a line break at the end.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = format!("error: {}\n", self.message);

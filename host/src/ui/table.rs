@@ -1,4 +1,6 @@
 //! Plain aligned tables for terminals.
+//!
+//! It decides no columns and prints nothing.
 
 use serde_json::{Map, Value};
 
