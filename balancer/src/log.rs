@@ -42,12 +42,15 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
-/// Has events written from now on. Must be called once, before anything else.
+/// Has events written from now on. Must be called once, before anything else. What cannot be written, because the disk
+/// is full or the reader gone, is lost: to say so at the same place would fail as well.
 pub fn init(format: LogFormat, level: LogLevel) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(LevelFilter::from(level))
-        .with_target(false);
+        .with_target(false)
+        // It would say so with `eprintln!`, which panics.
+        .log_internal_errors(false);
     // The message says it all to a person.
     let message_only = debug_fn(|writer, field, value| match field.name() {
         "message" => write!(writer, "{value:?}"),

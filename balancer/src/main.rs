@@ -134,7 +134,8 @@ fn report(error: &dyn Error, format: LogFormat) {
         source = cause.source();
     }
     match format {
-        LogFormat::Text => eprintln!("{message}"),
+        // A standard error that takes nothing must not change the exit code.
+        LogFormat::Text => drop(writeln!(std::io::stderr(), "{message}")),
         LogFormat::Json => tracing::error!("{message}"),
     }
 }

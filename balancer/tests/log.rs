@@ -139,6 +139,25 @@ on_both_drivers! {
         assert!(piece[..count].starts_with(b"{\"time\":"), "the first lines were kept");
     }
 
+    fn log_that_cannot_be_written_ends_nothing(driver) {
+        let stub = Stub::named("a");
+        for json in [&[][..], &["--log-format", "json"]] {
+            let mut balancer = Balancer::start_with(driver, json, config_over(&[&stub], json!({})));
+            balancer.close_log();
+            for path in ["/app/one", "/app/two"] {
+                // Both are events: one for the main thread, one for that of the probes.
+                balancer.reload(&config_over(&[&stub], json!({})));
+                stub.set_healthy(false);
+                eventually("the probe has found it down", || balancer.backend(0)["state"] == "down");
+                stub.set_healthy(true);
+                eventually("the probe has found it up", || balancer.backend(0)["state"] == "up");
+                assert_eq!(balancer.get(path).status, 200);
+            }
+            balancer.signal("TERM");
+            assert!(balancer.wait_exit().success());
+        }
+    }
+
     fn json_log_has_its_facts_in_fields(driver) {
         let stub = Stub::named("a");
         let balancer = Balancer::start_with(driver, &["--log-format", "json"], config_over(&[&stub], json!({})));
@@ -152,6 +171,14 @@ on_both_drivers! {
             assert!(event["timestamp"].is_string() && event["message"].is_string(), "{line}");
         }
     }
+}
+
+#[test]
+fn exit_code_is_the_same_when_nobody_can_read_why() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let program = env!("CARGO_BIN_EXE_balancer");
+    let status = Command::new(program).args(["--check", "--config", "/missing"]).stderr(full).status();
+    assert_eq!(status.expect("it runs").code(), Some(2));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 struct Log {
     lines: Mutex<Vec<String>>,
     grown: Condvar,
+    unread: AtomicBool,
 }
 
 /// A running balancer; killed when dropped.
@@ -129,6 +131,9 @@ impl Balancer {
             for line in reader.lines().map_while(Result::ok) {
                 writer.lines.lock().expect("log").push(line);
                 writer.grown.notify_all();
+                if writer.unread.load(SeqCst) {
+                    break;
+                }
             }
             writer.lines.lock().expect("log").push("(end of log)".to_owned());
             writer.grown.notify_all();
@@ -159,6 +164,13 @@ impl Balancer {
 
     pub fn log(&self) -> Vec<String> {
         self.log.lines.lock().expect("log").clone()
+    }
+
+    /// The next line is the last one that is read: to write any other fails.
+    pub fn close_log(&self) {
+        self.log.unread.store(true, SeqCst);
+        self.signal("HUP");
+        self.wait_log(&["(end of log)"]);
     }
 
     pub fn config_path(&self) -> PathBuf {
