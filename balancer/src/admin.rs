@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::StartError;
 use crate::site::{Member, Shared};
@@ -19,6 +19,8 @@ use crate::{clock, config, handover, status};
 /// Whoever connects must be done within this, or others wait for it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const HEAD_BYTES_MAX: usize = 8 << 10;
+/// Between two attempts to accept when there are no descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Others may be served first, each for up to twice [`TIMEOUT`].
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond what the status of thousands of backends takes.
@@ -52,9 +54,13 @@ impl Admin {
         path.clone_into(&mut self.path);
         let (listener, shared) = (self.listener.try_clone().map_err(failed)?, Arc::clone(shared));
         let serve = move || {
-            for stream in listener.incoming().flatten() {
-                // A client that breaks off is its own problem.
-                let _ = answer(stream, &shared);
+            for stream in listener.incoming() {
+                match stream {
+                    // A client that breaks off is its own problem.
+                    Ok(stream) => drop(answer(stream, &shared)),
+                    // Who waits goes on waiting for a descriptor, and asking again at once would spin.
+                    Err(_) => std::thread::sleep(ACCEPT_PAUSE),
+                }
             }
         };
         std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map_err(failed)?;
@@ -168,10 +174,44 @@ fn bind(path: &Path) -> io::Result<Admin> {
     Ok(Admin { listener, identity: identity(path)?, path: path.to_owned() })
 }
 
-fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let head = read_head(&mut stream)?;
+/// A connection on which everything must be done by one time: a timeout per read or write would let a client that
+/// moves a byte now and then keep others waiting for as long as it likes.
+struct Hurried<'a> {
+    stream: &'a UnixStream,
+    due: Instant,
+}
+
+impl<'a> Hurried<'a> {
+    fn new(stream: &'a UnixStream) -> Self {
+        Self { stream, due: clock::now() + TIMEOUT }
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.due.saturating_duration_since(clock::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Hurried<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for Hurried<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn answer(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
+    let head = read_head(&mut Hurried::new(&stream))?;
     let mut words = head.split(' ');
     let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     if (method, path) == ("POST", "/handover") {
@@ -183,12 +223,12 @@ fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     let (status, content_type, body) = respond(method, path, shared);
     let length = body.len();
     write!(
-        stream,
+        Hurried::new(&stream),
         "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
 }
 
-fn read_head(stream: &mut UnixStream) -> io::Result<String> {
+fn read_head(stream: &mut Hurried<'_>) -> io::Result<String> {
     let mut head = Vec::new();
     let mut piece = [0; 1024];
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {

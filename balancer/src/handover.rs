@@ -151,6 +151,7 @@ pub(crate) fn give(stream: UnixStream, shared: &Arc<Shared>) {
 }
 
 fn try_give(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<i32> {
+    stream.set_write_timeout(Some(PATIENCE))?;
     if let Some(uid) = foreign_user(&stream)? {
         stream.write_all(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n")?;
         return Err(io::Error::other(format!("asked by user {uid}")));

@@ -5,7 +5,9 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -209,7 +211,7 @@ on_both_drivers! {
             .iter_mut()
             .map(|client| {
                 // One that is turned away need not have been read.
-                let _ = std::io::Write::write_all(&mut client.stream, b"GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
+                let _ = client.stream.write_all(b"GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
                 client.response().status
             })
             .collect();
@@ -234,6 +236,8 @@ on_both_drivers! {
         for client in &mut waiting {
             client.send("GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
         }
+        let mut operator = UnixStream::connect(balancer.directory.path().join("balancer.json.sock")).expect("it waits");
+        operator.write_all(b"GET /status HTTP/1.1\r\n\r\n").expect("sent");
         let before = balancer.cpu_ticks();
         std::thread::sleep(Duration::from_secs(1));
         let used = balancer.cpu_ticks() - before;
@@ -242,6 +246,9 @@ on_both_drivers! {
         for client in &mut waiting {
             assert_eq!(client.response().text(), "a");
         }
+        let mut answer = String::new();
+        operator.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         drop(waiting);
         balancer.returns_to(&level);
     }

@@ -2,10 +2,13 @@
 
 mod common;
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::mpsc::RecvTimeoutError;
 
 use common::{Balancer, Client, Stub, admin, config_over, eventually, ok};
 use serde_json::{Value, json};
@@ -120,6 +123,24 @@ on_both_drivers! {
         let metrics = balancer.get("/metrics").text();
         assert!(metrics.contains("balancer_backend_requests_total{cluster=\"app\",backend=\"i-0\"} "), "{metrics}");
         assert!(metrics.contains("# TYPE balancer_connections gauge"));
+    }
+
+    fn slow_client_of_the_admin_socket_keeps_nobody_waiting_for_long(driver) {
+        let stub = Stub::named("a");
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        let socket = balancer.directory.path().join("balancer.json.sock");
+        let mut slow = UnixStream::connect(&socket).expect("the admin socket");
+        slow.write_all(b"G").expect("sent");
+        let (answered, until_answered) = std::sync::mpsc::channel::<()>();
+        let dripping = std::thread::spawn(move || {
+            let pause = std::time::Duration::from_millis(100);
+            while until_answered.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                let _ = slow.write_all(b"G");
+            }
+        });
+        assert!(admin(&socket, "GET /status").contains("\"clusters\""));
+        answered.send(()).expect("it drips");
+        dripping.join().expect("no panic");
     }
 
     fn admin_socket_is_private_and_drains_a_backend(driver) {
