@@ -27,6 +27,9 @@ const HEAD_BYTES: usize = 8 << 10;
 const HEAD_LIMITS: HeadLimits =
     HeadLimits { head_bytes: HEAD_BYTES, target_bytes: HEAD_BYTES, fields: http::FIELDS_MAX };
 
+/// Nothing follows it, and a probe never asks for it.
+const SWITCHED: u16 = 101;
+
 /// Probes all backends of the current configuration, for ever.
 pub(crate) fn run(shared: &Arc<Shared>) -> io::Result<()> {
     let mut runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
@@ -143,7 +146,7 @@ async fn check(address: SocketAddr, path: &str) -> io::Result<()> {
             return Err(io::Error::other("closed before its answer"));
         }
         received.extend_from_slice(&buffer[..count]);
-        if let Some(status) = status(&received)? {
+        if let Some(status) = take_status(&mut received)? {
             return if (200..400).contains(&status) {
                 Ok(())
             } else {
@@ -153,10 +156,19 @@ async fn check(address: SocketAddr, path: &str) -> io::Result<()> {
     }
 }
 
-fn status(received: &[u8]) -> io::Result<Option<u16>> {
-    let mut space = http::space();
-    let response = http::parse_response(received, 0, false, &HEAD_LIMITS, &mut space);
-    Ok(response.map_err(io::Error::other)?.map(|response| response.status))
+/// The status of the answer at the front of `received`, if its head is whole. Interim answers before it are taken out:
+/// any client must live with them (RFC 9110, 15.2).
+fn take_status(received: &mut Vec<u8>) -> io::Result<Option<u16>> {
+    loop {
+        let mut space = http::space();
+        let response = http::parse_response(received, 0, false, &HEAD_LIMITS, &mut space);
+        let Some(response) = response.map_err(io::Error::other)? else { return Ok(None) };
+        if !response.is_interim() || response.status == SWITCHED {
+            return Ok(Some(response.status));
+        }
+        let head_bytes = response.head_bytes;
+        received.drain(..head_bytes);
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +183,17 @@ mod tests {
         let states: Vec<_> = results.into_iter().map(|passed| streak.note(passed, false, &probe)).collect();
         let down = Some(false);
         assert_eq!(states, [None, None, None, None, None, None, down, None, Some(true)]);
+    }
+
+    #[test]
+    fn interim_answers_are_not_the_answer() {
+        let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
+        for (rest, status) in
+            [("", None), ("HTTP/1.1 200 OK\r\n\r\n", Some(200)), ("HTTP/1.1 101 X\r\n\r\n", Some(101))]
+        {
+            let mut received = format!("{interim}{rest}").into_bytes();
+            assert_eq!(take_status(&mut received).expect("legal"), status, "{rest}");
+        }
     }
 
     #[test]
