@@ -63,7 +63,7 @@ fn answers(criterion: &mut Criterion) {
                 let answer = http::parse_response(black_box(ANSWER), 0, false, &LIMITS, &mut space);
                 let answer = answer.expect("legal").expect("whole");
                 out.clear();
-                http::write_response(&mut out, &answer, connection, false)
+                http::write_response(&mut out, &answer, connection, 1)
             });
         });
     }

@@ -49,6 +49,10 @@ fn framings(request: &Request, connection: &mut Connection) {
             connection.send(b"HTTP/1.0 200 Fine\r\n\r\nold style");
             connection.close();
         }
+        "chunked-head" => connection.send(head("Transfer-Encoding: chunked\r\n").as_bytes()),
+        "unchanged-chunked" => {
+            connection.send(b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n");
+        }
         "head" => connection.send(head("Content-Length: 12345\r\n").as_bytes()),
         "none" => connection.send(b"HTTP/1.1 204 No Content\r\n\r\n"),
         "unchanged" => connection.send(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 77\r\n\r\n"),
@@ -245,6 +249,13 @@ on_both_drivers! {
             assert_eq!(response.field("transfer-encoding"), None);
             assert!(response.body == expected, "{path}");
         }
+        let mut client = balancer.client();
+        client.send("HEAD /app/chunked-head HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        let response = client.response_to_head();
+        assert_eq!((response.status, response.field("transfer-encoding")), (200, None));
+        client.send("GET /app/unchanged-chunked HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        let response = client.response();
+        assert_eq!((response.status, response.field("transfer-encoding")), (304, None));
     }
 
     fn client_that_asks_is_told_to_continue_once_a_backend_is_there(driver) {

@@ -228,11 +228,10 @@ pub fn forwarded_responses(bytes: &[u8], found: &Found, to_head: bool) -> Vec<(V
     let mut space = http::space();
     let response =
         http::parse_response(head, 0, to_head, &WIDE, &mut space).expect("taken before").expect("whole");
-    let chunked = matches!(response.body, Body::Chunked(_));
-    let kinds = [(None, false), (Some(b"close".as_slice()), false), (Some(b"close".as_slice()), chunked)];
+    let kinds = [(None, 1), (Some(b"close".as_slice()), 1), (Some(b"close".as_slice()), 0)];
     kinds
         .into_iter()
-        .map(|(connection, unchunked)| forwarded_response(bytes, found, &response, connection, unchunked))
+        .map(|(connection, version)| forwarded_response(bytes, found, &response, connection, version))
         .collect()
 }
 
@@ -241,15 +240,15 @@ fn forwarded_response(
     found: &Found,
     response: &Response<'_, '_>,
     connection: Option<&[u8]>,
-    unchunked: bool,
+    version: u8,
 ) -> (Vec<u8>, Message) {
     let mut out = Vec::new();
     let mut expected = found.message.clone();
-    if http::write_response(&mut out, response, connection, unchunked) {
+    if http::write_response(&mut out, response, connection, version) {
         expected.version = 1;
         expected.fields = found.message.end_to_end();
         expected.fields.extend(connection.map(|value| (b"connection".to_vec(), value.to_vec())));
-        if unchunked {
+        if version == 0 {
             expected.fields.retain(|(name, _)| name != b"transfer-encoding");
         }
         if expected.start == b"204" {
@@ -259,7 +258,7 @@ fn forwarded_response(
     } else {
         out.extend_from_slice(&bytes[found.head_start..found.head_end]);
     }
-    if unchunked {
+    if version == 0 && matches!(response.body, Body::Chunked(_)) {
         out.extend_from_slice(&found.message.body);
     } else {
         out.extend_from_slice(&bytes[found.head_end..found.end]);

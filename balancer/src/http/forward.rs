@@ -161,15 +161,15 @@ fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
 /// Appends the head of `response` as the client gets it.
 ///
 /// `connection` is the value of a `Connection` field to add; a change of protocol has one of its own, with the
-/// protocol. `unchunked` drops `Transfer-Encoding`, for a client that does not know it. Returns `false` and writes
-/// nothing when the head can be sent as it came.
+/// protocol. `version` is the request's: one of HTTP/1.0 is never answered with `Transfer-Encoding` (RFC 9112, 6.1), not
+/// even where no body follows. Returns `false` and writes nothing when the head can be sent as it came.
 pub fn write_response(
     out: &mut Vec<u8>,
     response: &Response<'_, '_>,
     connection: Option<&[u8]>,
-    unchunked: bool,
+    version: u8,
 ) -> bool {
-    if !response.hop_by_hop && response.version == 1 && connection.is_none() && !unchunked {
+    if !response.hop_by_hop && response.version == 1 && connection.is_none() && version == 1 {
         return false;
     }
     // "HTTP/1.1 " and three digits; the version is ours, the rest is the backend's.
@@ -182,7 +182,7 @@ pub fn write_response(
     let has_no_length = has_no_length(response.status);
     lines.copy(out, |_, kind| match kind {
         Kind::Connection | Kind::HopByHop | Kind::Upgrade => false,
-        Kind::TransferEncoding => !unchunked,
+        Kind::TransferEncoding => version == 1,
         Kind::ContentLength => !has_no_length,
         _ => true,
     });

@@ -410,7 +410,7 @@ fn judge(
         (true, 0) => Some(b"keep-alive"),
         (true, _) => None,
     };
-    let in_place = !http::write_response(head_out.end(), &response, connection, unchunked);
+    let in_place = !http::write_response(head_out.end(), &response, connection, meta.version);
     Ok(Some(Head {
         status: response.status,
         bytes: response.head_bytes,
