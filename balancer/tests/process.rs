@@ -226,6 +226,26 @@ fn bad_configurations_are_named_and_mended() {
         ),
         (app("}, \"y\": { \"backends\": 3"), vec!["clusters.y.backends", "expected an array, found 3"]),
         (
+            app(&format!("}}, \"y\": {{ \"backends\": \"{}\"", "x".repeat(1000))),
+            vec!["found \"xxx", "xxx...\n"],
+        ),
+        (
+            app("}, \"x\": { \"backends\": [ { \"address\": \"1.2.3.4:0\" } ]"),
+            vec!["clusters.x.backends[0].address", "port 0"],
+        ),
+        (
+            app("}, \"x\": { \"backends\": [ { \"id\": \"a/b\", \"address\": \"1.2.3.4:5\" } ]"),
+            vec!["clusters.x.backends[0].id", "path segment"],
+        ),
+        (
+            app("}, \"x\": { \"backends\": [ { \"id\": \"a\\nb\", \"address\": \"1.2.3.4:5\" } ]"),
+            vec!["clusters.x.backends[0].id", "path segment"],
+        ),
+        (
+            app("}, \"x\": { \"backends\": [ { \"id\": \"\", \"address\": \"1.2.3.4:5\" } ]"),
+            vec!["clusters.x.backends[0].id", "path segment"],
+        ),
+        (
             with("\"timeouts\": { \"connect\": 3 }, \"clusters\": {}"),
             vec!["timeouts.connect", "`connect_ms`"],
         ),

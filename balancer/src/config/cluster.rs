@@ -15,6 +15,8 @@ use crate::http::{FIELDS_MAX, ForwardedFor, NameList, Rules};
 pub const CATCH_ALL: &str = "*";
 /// Paths that the balancer answers itself.
 const RESERVED: [&str; 2] = ["status", "metrics"];
+/// Of a backend: each answer of `/metrics` repeats it seven times.
+const ID_BYTES_MAX: usize = 128;
 /// Backends of one cluster. The choice looks at all of them.
 const BACKENDS_MAX: usize = 4096;
 
@@ -51,8 +53,9 @@ pub struct ClusterConfig {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendConfig {
-    /// `id`: by default the address.
+    /// `id`: by default the address. The admin socket and the log name the backend by it.
     pub id: String,
+    /// `address`: address and port.
     pub address: SocketAddr,
 }
 
@@ -133,10 +136,23 @@ impl BackendConfig {
     fn take(place: &str, value: Value) -> Result<Self, ConfigError> {
         let mut object = Object::new(place, value)?;
         let address = address(&mut object, "address")?;
+        if address.port() == 0 {
+            return Err(object.error("address", "nobody can be reached at port 0"));
+        }
         let id = object.string("id")?.unwrap_or_else(|| address.to_string());
+        if !is_id(&id) {
+            let problem = "must be a path segment of the admin socket: 1 to 128 printable ASCII characters without \
+                           spaces and slashes";
+            return Err(object.error("id", problem));
+        }
         object.finish()?;
         Ok(Self { id, address })
     }
+}
+
+fn is_id(text: &str) -> bool {
+    let fits = (1..=ID_BYTES_MAX).contains(&text.len());
+    fits && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 impl Probe {

@@ -125,7 +125,17 @@ impl Object {
 
 pub(super) fn wrong(place: &str, expected: &str, found: &Value) -> ConfigError {
     let place = if place.is_empty() { "the configuration" } else { place };
+    let found = shown(&found.to_string());
     ConfigError::Value { place: place.to_owned(), problem: format!("expected {expected}, found {found}") }
+}
+
+/// A value as messages show it: what is longer than a line would bury what is wrong with it.
+fn shown(value: &str) -> String {
+    const CHARACTERS_MAX: usize = 80;
+    match value.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}...", &value[..end]),
+        None => value.to_owned(),
+    }
 }
 
 /// The known name closest to `unknown`, if it is close enough to be a slip of the hand or one begins the other.
