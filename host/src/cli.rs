@@ -3,7 +3,7 @@
 //! `labhost RECIPE [ARGUMENTS]` and a few commands around it. Options of labhost may stand before or after the
 //! recipe; what labhost does not know belongs to the recipe.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
@@ -146,13 +146,14 @@ struct OptionsOnly {
 /// Reads the command line; prints help or a usage error and ends the process where clap does.
 #[must_use]
 pub fn parse() -> Cli {
-    match parse_from(std::env::args().collect()) {
+    match parse_from(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     }
 }
 
-fn parse_from(words: Vec<String>) -> Result<Cli, clap::Error> {
+/// Words may be any bytes: clap says what is wrong where text is needed, and a path need not be text.
+fn parse_from(words: Vec<OsString>) -> Result<Cli, clap::Error> {
     let cli = Cli::try_parse_from(&words)?;
     let Command::Recipe(recipe) = cli.command else { return Ok(cli) };
     let Some((name, rest)) = recipe.split_first() else {
@@ -161,6 +162,7 @@ fn parse_from(words: Vec<String>) -> Result<Cli, clap::Error> {
     // The options before the recipe are read again together with those after it.
     let before = words.len() - recipe.len();
     let (own, rest) = hoist(rest);
+    let own = own.into_iter().map(OsString::from);
     let options = OptionsOnly::try_parse_from(words[1..before].iter().cloned().chain(own))?.options;
     let command = Command::Recipe(std::iter::once(name.clone()).chain(rest).collect());
     Ok(Cli { options, command })
@@ -197,7 +199,7 @@ mod tests {
     use super::*;
 
     fn parsed(words: &str) -> Result<Cli, clap::Error> {
-        parse_from(std::iter::once("labhost").chain(words.split_whitespace()).map(str::to_owned).collect())
+        parse_from(std::iter::once("labhost").chain(words.split_whitespace()).map(OsString::from).collect())
     }
 
     #[test]
@@ -208,6 +210,20 @@ mod tests {
         assert_eq!(cli.options.state, Some(PathBuf::from("/x")));
         let Command::Recipe(words) = cli.command else { panic!("no recipe") };
         assert_eq!(words, ["recipes/run.rhai", "a", "--mode", "closed", "--", "--prune"]);
+    }
+
+    #[test]
+    fn words_that_are_no_text_are_refused_where_text_is_needed() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let parsed = |words: &[&[u8]]| -> Result<Cli, clap::Error> {
+            let words = words.iter().map(|word| OsString::from_vec(word.to_vec()));
+            parse_from(std::iter::once(OsString::from("labhost")).chain(words).collect())
+        };
+        let refused: [&[&[u8]]; 3] = [&[b"\xff.rhai"], &[b"x.rhai", b"\xff"], &[b"check", b"\xff"]];
+        for words in refused {
+            assert_eq!(parsed(words).unwrap_err().exit_code(), 2);
+        }
+        assert!(parsed(&[b"--state", b"/\xff", b"status"]).is_ok());
     }
 
     #[test]

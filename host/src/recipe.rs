@@ -82,14 +82,23 @@ impl Recipe {
         if file.starts_with(&self.recipes) { Ok(file) } else { Err(outside()) }
     }
 
-    /// The text of a recipe file.
+    /// The text of a recipe file, without the byte order mark that editors on Windows put in front. Only regular files
+    /// are read: a device may have no end, and a pipe may never begin.
     pub fn read(&self, file: &Path) -> Result<String, Error> {
         let context = || format!("read {}", self.shown(file));
-        let length = file.metadata().context(Kind::Usage, context)?.len();
-        if length > RECIPE_BYTES_MAX {
+        let found = file.metadata().context(Kind::Usage, context)?;
+        if !found.is_file() {
+            return Err(Error::usage(format!("{}: it is no regular file", context())));
+        }
+        if found.len() > RECIPE_BYTES_MAX {
+            let length = found.len();
             return Err(Error::usage(format!("{}: {length} bytes are too many for a recipe", context())));
         }
-        std::fs::read_to_string(file).context(Kind::Usage, context)
+        let text = std::fs::read_to_string(file).context(Kind::Usage, context)?;
+        Ok(match text.strip_prefix('\u{feff}') {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        })
     }
 
     /// The path of a shown file.
@@ -121,6 +130,23 @@ mod tests {
         assert_eq!(recipe.shown(&recipe.file), "recipes/run.rhai");
         let nested = Recipe::locate(dir.path().join("recipes/lib/a.rhai").to_str().unwrap()).unwrap();
         assert_eq!(nested.root, recipe.root);
+    }
+
+    #[test]
+    fn byte_order_mark_is_no_part_of_a_recipe() {
+        let (_dir, recipe) = lab();
+        fs::write(&recipe.file, "\u{feff}print(1);").unwrap();
+        assert_eq!(recipe.read(&recipe.file).unwrap(), "print(1);");
+    }
+
+    #[test]
+    fn what_may_never_begin_or_end_is_not_read() {
+        let (dir, recipe) = lab();
+        let pipe = dir.path().join("recipes/pipe.rhai");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        for path in [pipe.as_path(), Path::new("/dev/zero")] {
+            assert_eq!(recipe.read(path).unwrap_err().kind, Kind::Usage);
+        }
     }
 
     #[test]

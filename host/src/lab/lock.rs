@@ -33,6 +33,8 @@ pub struct Lock {
 /// finished a `stop` in between.
 const REOPEN_MAX: u32 = 10;
 
+const OTHER_FOLDER: &str = "The lab's state must lie in a folder of yours; choose one with --state DIR.";
+
 impl Lock {
     /// Takes the lock `path` at once or names its holder in an error of `Kind::Locked`.
     pub fn acquire(path: &Path, command: &str) -> Result<Self, Error> {
@@ -44,7 +46,8 @@ impl Lock {
                 .truncate(false)
                 .mode(0o600)
                 .open(path)
-                .context(Kind::Internal, || format!("open {}", path.display()))?;
+                .map_err(|cause| not_opened(path, &cause))?;
+            refuse_foreign(&file, path)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(held(path, file)),
@@ -82,6 +85,27 @@ impl Lock {
         // A file that cannot be removed is only untidy: the lock itself ends with this process.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn not_opened(path: &Path, cause: &std::io::Error) -> Error {
+    let message = format!("open {}: {cause}", path.display());
+    match cause.kind() {
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            Error::usage(message).with_hint(OTHER_FOLDER)
+        }
+        _ => Error::internal(message),
+    }
+}
+
+/// Root may open what is another user's. But an agent serves its own user only, so that a second one would be started
+/// for the same lab, and what it writes the first could not read.
+fn refuse_foreign(file: &File, path: &Path) -> Result<(), Error> {
+    let owner = file.metadata().context(Kind::Internal, || format!("look at {}", path.display()))?.uid();
+    if owner == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("this lab belongs to user {owner}: {} is theirs", path.display()))
+        .with_hint(format!("Run the command as that user. {OTHER_FOLDER}")))
 }
 
 /// Whether `path` still names the file that was locked, and not a successor of it.
@@ -134,6 +158,20 @@ mod tests {
         let path = dir.path().join("lock");
         fs::write(&path, "{\"pid\":1,\"machine\":\"x\",\"started_s\":0,\"command\":\"dead\"}").unwrap();
         Lock::acquire(&path, "labhost run.rhai").unwrap();
+    }
+
+    #[test]
+    fn another_users_lab_is_left_alone_even_by_root() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can open what is another user's");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        Lock::acquire(&path, "a").unwrap();
+        std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+        let error = Lock::acquire(&path, "b").unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+        assert!(error.message.contains("user 65534"), "{error}");
     }
 
     #[test]

@@ -23,6 +23,20 @@ fn lab_with_a_killed_agent_comes_back_with_the_same_instances() {
     lab.assert_serves("cluster1");
 }
 
+/// Or a `flock`, a shell's substitution or a build server that waits for the end of its descriptors waits for the lab's.
+#[test]
+fn agent_keeps_nothing_open_of_who_started_it() {
+    let lab = Lab::new();
+    let path = lab.file("held");
+    let held = fs::File::create(&path).unwrap();
+    rustix::io::fcntl_setfd(&held, rustix::io::FdFlags::empty()).unwrap();
+    lab.recipe("").expect(0);
+    let agent = lab.agent().expect("an agent runs");
+    let open = fs::read_dir(format!("/proc/{agent}/fd")).unwrap().flatten();
+    let links: Vec<_> = open.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    assert!(!links.is_empty() && !links.contains(&path.canonicalize().unwrap()), "{links:?}");
+}
+
 #[test]
 fn stop_works_with_a_killed_agent() {
     let lab = Lab::up();

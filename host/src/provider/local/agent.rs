@@ -248,7 +248,7 @@ impl Agent {
         let is_empty = lab.roster.live().is_empty();
         drop(lab);
         if !is_empty && !self.is_leaving() && !self.place.local().exists() {
-            eprintln!("the lab's folder was moved or removed: its machines end");
+            note!("the lab's folder was moved or removed: its machines end");
             self.power_off().await;
             self.over.cancel();
             return;
@@ -257,9 +257,9 @@ impl Agent {
             self.touch();
         }
         if is_over && !is_empty {
-            eprintln!("the lab's time is over");
+            note!("the lab's time is over");
             if let Err(error) = self.destroy().await {
-                eprintln!("{error}");
+                note!("{error}");
             }
             self.over.cancel();
         } else if self.idle_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.idle_max {
@@ -308,7 +308,7 @@ async fn boot_all(place: &Place, lab: &mut Lab, keys: &Keys) {
                 State::Running
             }
             Err(cause) => {
-                eprintln!("boot {}: {cause}", instance.name);
+                note!("boot {}: {cause}", instance.name);
                 State::Stopped
             }
         };

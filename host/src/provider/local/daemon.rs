@@ -43,13 +43,13 @@ pub fn agent_main(state_dir: &Path) -> Result<(), Error> {
     let place = Place::of(state_dir)?;
     place.make_runtime()?;
     let Some(_lock) = take_lock(&place.lock())? else {
-        eprintln!("an agent of lab {} runs already", place.lab);
+        note!("an agent of lab {} runs already", place.lab);
         return Ok(());
     };
     make_private(&place.local())?;
     // The last agent may have left processes that were started by its children.
     for left in process::kill_marked(&[place.mark()]) {
-        eprintln!("process {} ({}) of an earlier agent cannot be killed", left.pid, left.name);
+        note!("process {} ({}) of an earlier agent cannot be killed", left.pid, left.name);
     }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -63,7 +63,7 @@ async fn serve(place: Place) -> Result<(), Error> {
         signal(SignalKind::terminate()).context(Kind::Host, || "watch for SIGTERM".to_owned())?;
     let agent = Arc::new(Agent::boot(place, IDLE_MAX).await?);
     let mut socket = Socket::bind(&agent)?;
-    eprintln!("lab {} runs at 127.77.{}.0/24 (process {})", agent.place.lab, agent.octet, std::process::id());
+    note!("lab {} runs at 127.77.{}.0/24 (process {})", agent.place.lab, agent.octet, std::process::id());
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
@@ -74,12 +74,12 @@ async fn serve(place: Place) -> Result<(), Error> {
                 if !agent.is_leaving() && !socket.is_there() {
                     match Socket::bind(&agent) {
                         Ok(bound) => socket = bound,
-                        Err(error) => eprintln!("the socket is gone: {error}"),
+                        Err(error) => note!("the socket is gone: {error}"),
                     }
                 }
             }
             _ = terminate.recv() => {
-                eprintln!("told to end; the instances stay on disk");
+                note!("told to end; the instances stay on disk");
                 agent.power_off().await;
                 agent.over.cancel();
             }

@@ -66,9 +66,9 @@ pub fn guest_main(args: &[String]) -> i32 {
     match run(args) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("labhost-service: {error}");
+            note!("labhost-service: {error}");
             if let Some(hint) = &error.hint {
-                eprintln!("  {hint}");
+                note!("  {hint}");
             }
             if error.kind == Kind::Usage { 2 } else { 1 }
         }

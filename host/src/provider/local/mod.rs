@@ -36,6 +36,14 @@ use super::{
 };
 use crate::{Error, Kind, error::Context, instance::Instance};
 
+/// Writes a line to the agent's log, as far as it can be written: a disk that is full must not end the agent, and with
+/// it the lab, which `eprintln!` would.
+macro_rules! note {
+    ($($text:tt)*) => {
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*))))
+    };
+}
+
 mod address;
 mod agent;
 mod command;
@@ -208,8 +216,13 @@ impl Local {
         let kept = ["PATH", "HOME", "LANG", "RUST_BACKTRACE", uplink::VARIABLE];
         command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // SAFETY: one system call between fork and exec.
-        unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
+        // SAFETY: two system calls between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                close_others_on_exec();
+                Ok(rustix::process::setsid().map(drop)?)
+            })
+        };
         command.spawn().context(Kind::Host, || format!("start the lab's agent: run {}", self.exe.display()))
     }
 
@@ -431,4 +444,14 @@ impl Provider for Local {
     fn destroy(&self, _keep_bootstrap: bool) -> Pending<'_, Vec<String>> {
         Box::pin(self.remove_all())
     }
+}
+
+/// Has everything but the standard streams closed when this process becomes another program: who started labhost may
+/// wait for the end of a descriptor that was passed on, or hold a lock by it (`flock`), and the agent lives for hours.
+///
+/// Kernels before 5.11 refuse; the descriptors are then passed on.
+fn close_others_on_exec() {
+    let first = libc::STDERR_FILENO + 1;
+    // SAFETY: sets a flag on descriptors, and closes none now.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }

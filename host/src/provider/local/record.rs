@@ -59,7 +59,7 @@ impl Roster {
             Ok(roster) => roster,
             Err(cause) => {
                 if cause.kind() != io::ErrorKind::NotFound {
-                    eprintln!(
+                    note!(
                         "{} is not readable ({cause}): its content is put together again",
                         place.agent_file().display()
                     );

@@ -51,7 +51,7 @@ impl Supervisor {
             let definition = fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
             match definition {
                 Ok(definition) => drop(self.create(name, definition).order(Order::Start).await),
-                Err(cause) => eprintln!("service {} is not started: {cause}", path.display()),
+                Err(cause) => note!("service {} is not started: {cause}", path.display()),
             }
         }
     }

@@ -79,7 +79,7 @@ impl Visitor {
                 session.channel_success(id)
             }
             Err(cause) => {
-                eprintln!("{}: a command cannot be started: {cause}", self.guest.id);
+                note!("{}: a command cannot be started: {cause}", self.guest.id);
                 session.channel_failure(id)
             }
         }

@@ -137,7 +137,7 @@ async fn serve(
             Err(cause) => {
                 // Once is enough: it is tried again and again.
                 if !was_refused {
-                    eprintln!("{}: accept an SSH connection: {cause}", guest.id);
+                    note!("{}: accept an SSH connection: {cause}", guest.id);
                 }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
