@@ -4,7 +4,7 @@ use super::Policy;
 use crate::backend::Backend;
 use crate::cluster::View;
 use crate::decision::Belief;
-use crate::estimate::{STALE_NS, price};
+use crate::estimate::{Averages, STALE_NS, price};
 
 /// Costs within this share of the smallest are equal: what differs less is noise, and following noise sends
 /// every thread to one backend.
@@ -65,34 +65,16 @@ impl ExpectedLatency {
         }
     }
 
-    fn cost(&self, backend: &Backend, now_ns: u64) -> (f64, u32) {
-        let (averages, in_flight) = (backend.averages(), backend.in_flight());
-        let price = match averages.price() {
-            0.0 => self.median,
-            price => price,
-        };
-        let mut cost = price * (f64::from(in_flight) + 1.0);
-        // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
-        if averages.is_overdue(now_ns) && in_flight > 0 {
-            cost *= averages.silence(now_ns);
-        }
-        if averages.fails() {
-            cost += averages.failure_price(now_ns);
-        }
-        (cost, in_flight)
-    }
-
     /// The least cost of the candidates; leaves all of them in `costs`.
-    fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
-        let mut costs = std::mem::take(&mut self.costs);
-        costs.resize(candidates.len(), (0.0, 0));
+    fn least(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
         // Bits of numbers that are not negative are ordered as the numbers are, and compared sooner.
         let mut least = u64::MAX;
-        for (cost, &candidate) in costs.iter_mut().zip(candidates) {
-            *cost = self.cost(&view.backends()[candidate as usize], now_ns);
+        self.costs.clear();
+        self.costs.extend(candidates.iter().map(|&candidate| {
+            let cost = weigh(&view.backends()[candidate as usize], self.median, now_ns);
             least = least.min(cost.0.to_bits());
-        }
-        self.costs = costs;
+            cost
+        }));
         f64::from_bits(least)
     }
 
@@ -137,6 +119,32 @@ impl ExpectedLatency {
     }
 }
 
+/// Cost of one more request, an unknown backend having the `median` price, and the requests in flight.
+fn weigh(backend: &Backend, median: f64, now_ns: u64) -> (f64, u32) {
+    let (averages, in_flight) = (backend.averages(), backend.in_flight());
+    let price = match averages.price() {
+        0.0 => median,
+        price => price,
+    };
+    let mut cost = price * (f64::from(in_flight) + 1.0);
+    // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
+    if averages.is_overdue(now_ns) {
+        cost *= doubt(averages, in_flight, now_ns);
+    }
+    if averages.fails() {
+        cost += averages.failure_price(now_ns);
+    }
+    (cost, in_flight)
+}
+
+/// What a backend that may be silent for too long costs more. Apart and cold, so that whether it has requests, which
+/// cannot be guessed, is asked only then.
+#[cold]
+#[inline(never)]
+fn doubt(averages: &Averages, in_flight: u32, now_ns: u64) -> f64 {
+    if in_flight > 0 { averages.silence(now_ns) } else { 1.0 }
+}
+
 impl Policy for ExpectedLatency {
     fn sample(&self, backends: usize) -> Option<usize> {
         (backends > SCAN_MAX).then_some(SAMPLE)
@@ -153,7 +161,7 @@ impl Policy for ExpectedLatency {
     }
 
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
-        let bound = self.weigh(view, candidates, now_ns) * (1.0 + TIE_BAND);
+        let bound = self.least(view, candidates, now_ns) * (1.0 + TIE_BAND);
         let best = self.fewest(candidates, bound);
         self.next = best + 1;
         if let Some(chosen) = self.chosen.get_mut(best as usize) {
@@ -163,7 +171,7 @@ impl Policy for ExpectedLatency {
     }
 
     fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
-        Some(self.cost(&view.backends()[backend], now_ns).0)
+        Some(weigh(&view.backends()[backend], self.median, now_ns).0)
     }
 
     fn believes(&self, view: &View, backend: usize, now_ns: u64, tell: &mut dyn FnMut(Belief)) {
