@@ -222,3 +222,12 @@ fn service_that_takes_its_time_by_nature_is_not_limited() {
     let run = run(&scenario, &Contender::Real(PolicyKind::default()), 1);
     assert!(run.records.iter().all(|record| record.ending == Ending::Answered));
 }
+
+#[test]
+fn empty_caches_are_filled_by_requests() {
+    let mut scenario = calm(1);
+    scenario.changes = vec![change(95 * MS, 0, What::Cold { times: 5.0, requests: 4 })];
+    let run = run(&scenario, &ROUND_ROBIN, 1);
+    // The tenth arrives at 100 ms.
+    assert_eq!(latencies_ms(&run.records[8..15]), [1.0, 5.0, 4.0, 3.0, 2.0, 1.0, 1.0]);
+}

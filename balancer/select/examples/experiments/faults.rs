@@ -14,6 +14,7 @@ pub(crate) fn all() -> Vec<Case> {
     cases.extend(silent());
     cases.extend(quick_errors());
     cases.push(newcomer());
+    cases.extend(newcomers());
     cases.extend(overload());
     cases.extend(credits());
     cases
@@ -90,18 +91,17 @@ fn silent() -> Vec<Case> {
     vec![case("accepts and never answers", What::Speed(0.0)), case("drops connections", What::BlackHole)]
 }
 
-/// E6: one of four answers 503 in a tenth of the time. Expected: under 1 % errors after 200 ms.
+/// E6: one of four answers 503 in a tenth of the time. Expected: under 1 % errors after 200 ms. Beside it what is
+/// left when nobody ever sends it a request; the oracle alone is not told of that.
 fn quick_errors() -> Vec<Case> {
-    let case = |share: f64, ejects: bool| {
+    let of = |name: String, what: What, ejects: bool| {
         let mut scenario = loaded(vec![Spec::shared(2, 1.0); 4], normal(), 0.6);
         scenario.until = ONSET + 20 * SECOND;
         scenario.due_within(SECOND);
-        scenario.changes = vec![change(ONSET, 3, What::Fail { share, work: 0.1 })];
+        scenario.changes = vec![change(ONSET, 3, what)];
         if !ejects {
             scenario.ejection.failures_in_row = 0;
         }
-        let with = if ejects { "with" } else { "without" };
-        let name = format!("1 of 4 fails {:.0} % at once, {with} ejection, 60 %", 100.0 * share);
         let mut case = Case::new("E6", name, scenario);
         case.window = (ONSET + SECOND / 5, ONSET + 20 * SECOND);
         let errors = |from: Duration, to: Duration| {
@@ -116,7 +116,13 @@ fn quick_errors() -> Vec<Case> {
         ];
         case
     };
-    vec![case(1.0, true), case(1.0, false), case(0.3, true), case(0.3, false)]
+    let case = |share: f64, ejects: bool| {
+        let with = if ejects { "with" } else { "without" };
+        let name = format!("1 of 4 fails {:.0} % at once, {with} ejection, 60 %", 100.0 * share);
+        of(name, What::Fail { share, work: 0.1 }, ejects)
+    };
+    let absent = of("1 of 4 is known to fail, 60 %".to_owned(), What::Drain(true), true);
+    vec![case(1.0, true), case(1.0, false), case(0.3, true), case(0.3, false), absent]
 }
 
 /// E7: a fifth backend joins, five times slower for its first 10 s. Expected: p99 grows by less than 20 %.
@@ -136,6 +142,47 @@ fn newcomer() -> Case {
         column("share warm", |run| run.share(4, 2 * ONSET + 3 * SECOND, 2 * ONSET + 5 * SECOND) / 0.2),
     ];
     case
+}
+
+/// Speeds from a tenth to all of it, evenly over 10 s: code that is compiled as it runs, pools that are filled.
+fn warming(backend: usize) -> Vec<Change> {
+    let step = |tenth: u32| {
+        let speed = What::Speed(0.1 + 0.09 * f64::from(tenth));
+        change(ONSET + tenth * SECOND, backend, speed)
+    };
+    (0..=10).map(step).collect()
+}
+
+/// E7, what a slow start is for: a fifth backend joins or comes back, warm or cold. The load is a share of what all
+/// five do. Expected: the first answers tell enough, so that no policy with a slow start does better.
+fn newcomers() -> Vec<Case> {
+    let joins = [change(Duration::ZERO, 4, What::Drain(true)), change(ONSET, 4, What::Drain(false))];
+    let returns = [change(SECOND, 4, What::Crash), change(ONSET, 4, What::Restart)];
+    let caches = vec![change(ONSET, 4, What::Cold { times: 10.0, requests: 1000 })];
+    let mut cases = Vec::new();
+    // The one that comes back must be found up by two probes first.
+    for (comes, how, unused) in [("joins", joins, Duration::ZERO), ("returns", returns, 5 * SECOND)] {
+        for (warm, changes) in
+            [("warm", Vec::new()), ("warm in 10 s", warming(4)), ("warm in 1000", caches.clone())]
+        {
+            for percent in [50, 70] {
+                let mut scenario =
+                    loaded(vec![Spec::shared(2, 1.0); 5], normal(), f64::from(percent) / 100.0);
+                scenario.until = ONSET + 20 * SECOND;
+                scenario.due_within(5 * SECOND);
+                scenario.changes = how.iter().chain(&changes).copied().collect();
+                let mut case = Case::new("E7", format!("a fifth {comes}, {warm}, {percent} %"), scenario);
+                case.window = (ONSET, ONSET + 10 * SECOND);
+                let (first, then) = (ONSET + unused, ONSET + unused + SECOND);
+                case.columns = vec![
+                    column("share first 1 s", share_over(0.2, 4, first, then)),
+                    column("share next 4 s", share_over(0.2, 4, then, then + 4 * SECOND)),
+                ];
+                cases.push(case);
+            }
+        }
+    }
+    cases
 }
 
 /// E8, a case: one of four was ten times slower and heals.

@@ -3,9 +3,10 @@
 //! ```text
 //! cargo run --release -p select --example experiments -- E0 E1 --seeds 20 --policies ours,least-outstanding
 //! ```
-//! Without names it runs all of them. Each case prints one table: means over the seeds with bootstrap intervals of
-//! 95 %, the share of the gap between round-robin and the clairvoyant that a policy closes, and how it compares with
-//! the best of the others. The last table says how the default policy stands everywhere.
+//! Without names it runs all of them; `--only TEXT` picks the cases whose names contain it. Each case prints one table:
+//! means over the seeds with bootstrap intervals of 95 %, the share of the gap between round-robin and the clairvoyant
+//! that a policy closes, and how it compares with the best of the others. The last table says how the default policy
+//! stands everywhere.
 
 mod cases;
 mod faults;
@@ -26,6 +27,8 @@ struct Options {
     experiments: Vec<String>,
     seeds: u64,
     policies: Vec<Contender>,
+    /// Only cases whose names contain this.
+    only: String,
     /// Only the last table.
     brief: bool,
 }
@@ -64,7 +67,9 @@ fn main() -> ExitCode {
 
 impl Options {
     fn wants(&self, case: &Case) -> bool {
-        self.experiments.is_empty() || self.experiments.iter().any(|name| name == case.experiment)
+        let named =
+            self.experiments.is_empty() || self.experiments.iter().any(|name| name == case.experiment);
+        named && case.name.contains(&self.only)
     }
 }
 
@@ -90,10 +95,17 @@ fn everyone() -> Vec<Contender> {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { experiments: Vec::new(), seeds: 20, policies: everyone(), brief: false };
+    let mut options = Options {
+        experiments: Vec::new(),
+        seeds: 20,
+        policies: everyone(),
+        only: String::new(),
+        brief: false,
+    };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--brief" => options.brief = true,
+            "--only" => options.only = arguments.next().ok_or("--only takes a part of a case's name")?,
             "--seeds" => {
                 let count = arguments.next().and_then(|count| count.parse().ok()).filter(|&count| count > 0);
                 options.seeds = count.ok_or("--seeds takes a number above 0")?;

@@ -4,8 +4,7 @@ use super::Policy;
 use crate::backend::Backend;
 use crate::cluster::View;
 use crate::decision::Belief;
-use crate::estimate::{STALE_NS, price};
-use crate::random::Random;
+use crate::estimate::{Averages, STALE_NS, price};
 
 /// Costs within this share of the smallest are equal: what differs less is noise, and following noise sends
 /// every thread to one backend.
@@ -25,7 +24,8 @@ const SCAN_MAX: usize = 32;
 /// Takes the candidate with the smallest `(in flight + 1) x latency^(3/4) x silence + failures`, where latency is the
 /// backend's average latency per request in flight, silence is how long it has said nothing over ten times
 /// the usual distance of its answers (at least 1), and failures is the share of its requests that failed lately times
-/// what a failure costs. Among costs within 5 % of the smallest it takes the fewest in flight, then chance.
+/// what a failure costs. Among costs within 5 % of the smallest it takes the fewest in flight, and equals in turn: where
+/// all requests take the same, turns in order are the best there is.
 ///
 /// - The sample is divided by the requests in flight and the cost multiplied by them, so the queue counts once.
 /// - By Little's law the usual distance of the answers of q requests of latency q x l is l: a backend that stalls is
@@ -36,7 +36,8 @@ const SCAN_MAX: usize = 32;
 /// - Unknown backends cost what the median does: neither starved nor flooded.
 #[derive(Debug)]
 pub(crate) struct ExpectedLatency {
-    random: Random,
+    /// Position in the view whose turn it is among equals.
+    next: u32,
     /// Price of an unknown backend.
     median: f64,
     review_ns: u64,
@@ -53,7 +54,7 @@ impl ExpectedLatency {
     #[must_use]
     pub(crate) fn new(seed: u64) -> Self {
         Self {
-            random: Random::new(seed),
+            next: seed as u32,
             median: price(UNKNOWN_NS),
             review_ns: 0,
             choices: 0,
@@ -64,48 +65,29 @@ impl ExpectedLatency {
         }
     }
 
-    fn cost(&self, backend: &Backend, now_ns: u64) -> (f64, u32) {
-        let (averages, in_flight) = (backend.averages(), backend.in_flight());
-        let price = match averages.price() {
-            0.0 => self.median,
-            price => price,
-        };
-        let mut cost = price * (f64::from(in_flight) + 1.0);
-        // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
-        if averages.is_overdue(now_ns) && in_flight > 0 {
-            cost *= averages.silence(now_ns);
-        }
-        if averages.fails() {
-            cost += averages.failure_price(now_ns);
-        }
-        (cost, in_flight)
-    }
-
     /// The least cost of the candidates; leaves all of them in `costs`.
-    fn weigh(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
-        let mut costs = std::mem::take(&mut self.costs);
-        costs.resize(candidates.len(), (0.0, 0));
+    fn least(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
         // Bits of numbers that are not negative are ordered as the numbers are, and compared sooner.
         let mut least = u64::MAX;
-        for (cost, &candidate) in costs.iter_mut().zip(candidates) {
-            *cost = self.cost(&view.backends()[candidate as usize], now_ns);
+        self.costs.clear();
+        self.costs.extend(candidates.iter().map(|&candidate| {
+            let cost = weigh(&view.backends()[candidate as usize], self.median, now_ns);
             least = least.min(cost.0.to_bits());
-        }
-        self.costs = costs;
+            cost
+        }));
         f64::from_bits(least)
     }
 
-    /// Position of the candidate with the fewest requests in flight among those that cost at most `bound`; chance
-    /// decides between equals. The order is put into one number, so that no branch has to be guessed.
-    fn fewest(&mut self, bound: f64) -> usize {
+    /// The candidate with the fewest requests in flight among those that cost at most `bound`; of equal ones the next
+    /// after the latest choice. The order is put into one number, so that no branch has to be guessed.
+    fn fewest(&self, candidates: &[u32], bound: f64) -> u32 {
         let mut least = u64::MAX;
-        let mut chance = 0;
-        for (position, &(cost, in_flight)) in self.costs.iter().enumerate() {
-            chance = if position % 8 == 0 { self.random.bits() } else { chance >> 8 };
-            let key = (u64::from(in_flight) << 32) | ((chance & 0xff) << 24) | position as u64;
+        for (&(cost, in_flight), &candidate) in self.costs.iter().zip(candidates) {
+            let turn = candidate.wrapping_sub(self.next);
+            let key = (u64::from(in_flight) << 32) | u64::from(turn);
             least = least.min(if cost <= bound { key } else { u64::MAX });
         }
-        (least & 0x00ff_ffff) as usize
+        self.next.wrapping_add(least as u32)
     }
 
     /// Takes the median anew and looks for a backend that is worth exploring.
@@ -137,6 +119,32 @@ impl ExpectedLatency {
     }
 }
 
+/// Cost of one more request, an unknown backend having the `median` price, and the requests in flight.
+fn weigh(backend: &Backend, median: f64, now_ns: u64) -> (f64, u32) {
+    let (averages, in_flight) = (backend.averages(), backend.in_flight());
+    let price = match averages.price() {
+        0.0 => median,
+        price => price,
+    };
+    let mut cost = price * (f64::from(in_flight) + 1.0);
+    // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
+    if averages.is_overdue(now_ns) {
+        cost *= doubt(averages, in_flight, now_ns);
+    }
+    if averages.fails() {
+        cost += averages.failure_price(now_ns);
+    }
+    (cost, in_flight)
+}
+
+/// What a backend that may be silent for too long costs more. Apart and cold, so that whether it has requests, which
+/// cannot be guessed, is asked only then.
+#[cold]
+#[inline(never)]
+fn doubt(averages: &Averages, in_flight: u32, now_ns: u64) -> f64 {
+    if in_flight > 0 { averages.silence(now_ns) } else { 1.0 }
+}
+
 impl Policy for ExpectedLatency {
     fn sample(&self, backends: usize) -> Option<usize> {
         (backends > SCAN_MAX).then_some(SAMPLE)
@@ -153,8 +161,9 @@ impl Policy for ExpectedLatency {
     }
 
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
-        let bound = self.weigh(view, candidates, now_ns) * (1.0 + TIE_BAND);
-        let best = candidates[self.fewest(bound)];
+        let bound = self.least(view, candidates, now_ns) * (1.0 + TIE_BAND);
+        let best = self.fewest(candidates, bound);
+        self.next = best + 1;
         if let Some(chosen) = self.chosen.get_mut(best as usize) {
             *chosen = self.choices;
         }
@@ -162,7 +171,7 @@ impl Policy for ExpectedLatency {
     }
 
     fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
-        Some(self.cost(&view.backends()[backend], now_ns).0)
+        Some(weigh(&view.backends()[backend], self.median, now_ns).0)
     }
 
     fn believes(&self, view: &View, backend: usize, now_ns: u64, tell: &mut dyn FnMut(Belief)) {

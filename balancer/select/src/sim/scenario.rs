@@ -50,6 +50,9 @@ pub enum What {
     Speed(f64),
     /// From now on this share of new requests fails after this fraction of its work.
     Fail { share: f64, work: f64 },
+    /// Its caches are empty: the next request is this many times its work, and each of so many that follow is less,
+    /// evenly, down to its own work.
+    Cold { times: f64, requests: u32 },
     /// From now on every answer comes so much later, without work.
     Delay(Duration),
     /// Connection attempts get no answer; what was sent before gets none either.

@@ -63,6 +63,10 @@ struct Job {
 struct Door {
     fails_share: f64,
     fails_work: f64,
+    /// What a request on empty caches costs, over how many requests they fill, and how many of those are to come.
+    cold_times: f64,
+    cold_requests: u32,
+    cold_left: u32,
     delay_ns: u64,
     black_hole: bool,
     refuses: bool,
@@ -73,11 +77,23 @@ struct Door {
 const OPEN_DOOR: Door = Door {
     fails_share: 0.0,
     fails_work: 1.0,
+    cold_times: 1.0,
+    cold_requests: 1,
+    cold_left: 0,
     delay_ns: 0,
     black_hole: false,
     refuses: false,
     probes_in_row: 0,
 };
+
+impl Door {
+    /// How many times its work the next request takes, which warms the caches.
+    fn warm_up(&mut self) -> f64 {
+        let cold = f64::from(self.cold_left) / f64::from(self.cold_requests.max(1));
+        self.cold_left = self.cold_left.saturating_sub(1);
+        1.0 + (self.cold_times - 1.0) * cold
+    }
+}
 
 /// Runs `scenario` once under `contender`. The same arguments give the same result, on every machine.
 #[must_use]

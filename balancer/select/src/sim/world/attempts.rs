@@ -84,7 +84,8 @@ impl World<'_> {
         request.tried[request.attempts] = backend;
         request.attempts += 1;
         let (thread, record) = (request.thread as usize, request.record as usize);
-        let work_ns = if fails { request.work_ns * door.fails_work } else { request.work_ns };
+        let share = if fails { door.fails_work } else { self.doors[backend].warm_up() };
+        let work_ns = request.work_ns * share;
         self.records[record].backend = backend as u32;
         let job = self.jobs.add(Job {
             request: id,

@@ -14,6 +14,10 @@ impl World<'_> {
             What::Fail { share, work } => {
                 (self.doors[backend].fails_share, self.doors[backend].fails_work) = (share, work);
             }
+            What::Cold { times, requests } => {
+                let door = &mut self.doors[backend];
+                (door.cold_times, door.cold_requests, door.cold_left) = (times, requests, requests);
+            }
             What::Delay(delay) => self.doors[backend].delay_ns = delay.as_nanos() as u64,
             What::BlackHole => {
                 self.doors[backend].black_hole = true;
