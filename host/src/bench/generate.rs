@@ -33,6 +33,7 @@ use super::{
     open,
     plan::{Load, Plan, Share},
     record::{Recorder, Sample},
+    timeline::Timeline,
 };
 use crate::error::{Context, Error, Kind};
 
@@ -47,6 +48,7 @@ const LEAD: Duration = Duration::from_millis(5);
 /// What one thread counted.
 pub(super) struct Part {
     pub(super) recorder: Recorder,
+    pub(super) timeline: Timeline,
     /// CPU time of the thread over `elapsed`, which begins with the run and ends with the load.
     pub(super) cpu: Duration,
     /// Over the same time: how long the thread was ready and waited for a CPU.
@@ -224,6 +226,7 @@ impl Lane {
             start,
             budget: Cell::new(self.share.requests),
             recorder: RefCell::new(Recorder::new()),
+            timeline: RefCell::new(self.plan.timeline()),
             live: self.live,
         });
         let mut tasks = JoinSet::new();
@@ -243,7 +246,8 @@ impl Lane {
         let elapsed = start.elapsed();
         drain(&mut tasks).await;
         let recorder = work.recorder.replace(Recorder::new());
-        Ok(Some(Part { recorder, cpu, wait, elapsed, connections }))
+        let timeline = work.timeline.replace(self.plan.timeline());
+        Ok(Some(Part { recorder, timeline, cpu, wait, elapsed, connections }))
     }
 }
 
@@ -265,6 +269,7 @@ pub(super) struct Work {
     /// Requests that a closed loop may still send.
     budget: Cell<u64>,
     pub(super) recorder: RefCell<Recorder>,
+    timeline: RefCell<Timeline>,
     live: Arc<Live>,
 }
 
@@ -327,6 +332,7 @@ impl Work {
         let load_end = self.plan.load_end().unwrap_or(BURST_END);
         let is_unfinished_at = |time| due_at <= time && end_at > time;
         Sample {
+            due: due_at,
             latency: end.duration_since(due),
             service: None,
             end: end_at,
@@ -343,6 +349,7 @@ impl Work {
         let mut recorder = self.recorder.borrow_mut();
         recorder.scheduled += 1;
         recorder.record(sample);
+        self.timeline.borrow_mut().record(sample.due, sample.good_latency());
         self.live.done.store(recorder.all.count(), Relaxed);
         self.live.errors.store(recorder.errors(), Relaxed);
     }

@@ -49,6 +49,8 @@ pub(super) struct Facts {
     /// Errors for want of something that this machine should have.
     pub(super) client_errors: u64,
     pub(super) window: Duration,
+    /// The correlation of the latencies of neighbouring batches (-1..1); 0 when there are none.
+    pub(super) dependence: f64,
     /// The share of the time that the busiest thread of the generator was on a CPU (0..1).
     pub(super) busy: f64,
     /// The share of the time that one thread was on a CPU or waited for one, the largest of all threads (0..1).
@@ -78,6 +80,8 @@ pub(super) struct OpenFacts {
 const BUSY_MAX: f64 = 0.8;
 /// With fewer samples, fewer than ten lie above p99.
 const OK_MIN: u64 = 1000;
+/// Independent batches look more dependent than this in one run of a hundred.
+const DEPENDENCE_MAX: f64 = 0.5;
 /// Shorter runs are mostly connecting and first answers.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// Linux repeats a lost SYN after one second: a slower connect has lost at least one.
@@ -93,6 +97,10 @@ const BEHIND_SHARE_MAX: f64 = 0.02;
 const BEHIND_SIGMAS: f64 = 3.0;
 
 impl Facts {
+    fn is_too_short(&self) -> bool {
+        self.ok < OK_MIN || self.window < WINDOW_MIN || self.dependence > DEPENDENCE_MAX
+    }
+
     /// A thread had no time left to be punctual in. Only an open loop needs that: a closed one asks for less then,
     /// and its rate shows it.
     fn is_starved(&self) -> bool {
@@ -124,7 +132,7 @@ pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
         Facts { open: Some(open), .. } if open.is_late() || facts.is_starved() => Verdict::ClientLimited,
         Facts { open: Some(open), .. } if open.is_behind() => Verdict::Overloaded,
         Facts { is_burst: true, .. } => Verdict::Transient,
-        facts if facts.ok < OK_MIN || facts.window < WINDOW_MIN => Verdict::TooShort,
+        facts if facts.is_too_short() => Verdict::TooShort,
         _ => Verdict::Valid,
     };
     (verdict, reasons(facts))
@@ -165,6 +173,12 @@ fn reasons(facts: &Facts) -> Vec<String> {
     say(
         facts.ok > 0 && facts.ok < OK_MIN,
         format!("p99 rests on {} answers, so on fewer than ten above it", facts.ok),
+    );
+    say(
+        !facts.is_burst && facts.dependence > DEPENDENCE_MAX,
+        "the latencies swing more slowly than the run is long: neighbouring 24ths of it are alike, and the intervals \
+         may be too narrow"
+            .to_owned(),
     );
     say(
         facts.ok > 0 && facts.errors > 0,
@@ -222,6 +236,7 @@ mod tests {
         unsent: 0,
         client_errors: 0,
         window: Duration::from_secs(10),
+        dependence: 0.1,
         busy: 0.4,
         occupied: 0.5,
         connect_max: Duration::from_millis(3),
@@ -317,6 +332,7 @@ mod tests {
         check(Facts { client_errors: 2, errors: 2, ..GOOD }, Verdict::ClientLimited, "ports or descriptors");
         check(Facts { ok: 999, ..GOOD }, Verdict::TooShort, "999 answers");
         check(Facts { window: Duration::from_millis(300), ..GOOD }, Verdict::TooShort, "300 ms");
+        check(Facts { dependence: 0.6, ..GOOD }, Verdict::TooShort, "swing more slowly");
         check(Facts { ok: 0, errors: 7, ..GOOD }, Verdict::Failed, "no request");
         check(Facts { errors: 5, ..GOOD }, Verdict::Valid, "5 of 50005");
         check(Facts { unsent: 5, ..GOOD }, Verdict::Valid, "not sent");

@@ -1,8 +1,9 @@
 //! Benchmarks an HTTP/1.1 target and says what the figures are worth.
 //!
-//! A run crosses six parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
-//! `record` counts, `total` adds up, `judge` gives the verdict, and `report` is the stable shape of it that
-//! [`table()`], [`csv`], [`save()`] and [`compare()`] print, write and set side by side. Plan and judge are pure.
+//! A run crosses seven parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
+//! `record` and `timeline` count, `total` adds up, `interval` says how sure the figures are, `judge` gives the
+//! verdict, and `report` is the stable shape of it that [`table()`], [`csv`], [`save()`] and [`compare()`] print,
+//! write and set side by side. Plan, interval and judge are pure.
 //!
 //! - Latency is the time from the moment a request was due to the end of its answer, connecting included; never
 //!   wall time divided by a number of requests. A request that times out is a sample at its age.
@@ -11,8 +12,9 @@
 //!   reported beside the latency that it is part of.
 //! - Every scheduled request is accounted for: `scheduled = ok + http_error + transport_error + timeout + unsent`.
 //!
-//! Does not know Rhai, TLS or HTTP/2, does not follow redirects, and has no confidence intervals or search for a
-//! capacity yet.
+//! - Latencies have 95 % intervals that hold for dependent samples; what too few samples support is not shown.
+//!
+//! Does not know Rhai, TLS or HTTP/2, does not follow redirects, and does not search for a capacity yet.
 
 use std::{
     net::SocketAddr,
@@ -28,6 +30,7 @@ mod codec;
 mod compare;
 mod fault;
 mod generate;
+mod interval;
 mod judge;
 mod limits;
 mod link;
@@ -40,6 +43,7 @@ mod save;
 mod schedule;
 mod table;
 mod target;
+mod timeline;
 mod total;
 
 pub use compare::{Comparison, Pair, compare};
@@ -47,7 +51,8 @@ pub use judge::Verdict;
 pub use limits::Descriptors;
 pub use options::{CONNECTIONS_MAX, Mode, Options};
 pub use report::{
-    BackendLine, Client, Counts, ErrorLine, Latencies, OpenLoop, Quantiles, Report, SCHEMA, Spec, Summary,
+    BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, OpenLoop, Quantiles, Report,
+    SCHEMA, Spec, Summary,
 };
 pub use save::{SavedTable, csv, save, save_table};
 pub use schedule::Arrivals;

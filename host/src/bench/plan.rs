@@ -8,6 +8,7 @@ use super::{
     options::{Mode, NAME_CHARS_MAX, Options},
     schedule::{Arrivals, Schedule},
     target::Target,
+    timeline::Timeline,
 };
 use crate::error::Error;
 
@@ -118,6 +119,11 @@ impl Plan {
         };
         let requests = usize::try_from(self.shares[thread].requests).unwrap_or(usize::MAX);
         schedule.part(thread, self.shares.len()).take(requests).take_while(move |due| *due < duration)
+    }
+
+    /// An empty one for this run.
+    pub(super) fn timeline(&self) -> Timeline {
+        Timeline::new(self.load_end().unwrap_or_default())
     }
 
     /// When the last request should be due, as far as that is known before: the duration, or in an open loop the time

@@ -22,9 +22,9 @@ const BACKEND_OTHER: &str = "(other)";
 const SAMPLE_CHARS_MAX: usize = 200;
 
 /// The longest latency told apart: longer than the longest timeout.
-const LATENCY_MAX: Duration = Duration::from_secs(900);
+pub(super) const LATENCY_MAX: Duration = Duration::from_secs(900);
 /// The shortest latency told apart, in nanoseconds; a loopback answer takes a hundred times as long.
-const LATENCY_NS_MIN: u64 = 100;
+pub(super) const LATENCY_NS_MIN: u64 = 100;
 /// Three significant digits: a quantile is off by at most a thousandth.
 const DIGITS: u8 = 3;
 
@@ -113,6 +113,8 @@ impl FaultTally {
 
 /// What became of one request.
 pub(super) struct Sample<'run> {
+    /// When it was due, from the start of the run.
+    pub(super) due: Duration,
     /// From the moment it was due to its end; for a timeout, its age when it was given up.
     pub(super) latency: Duration,
     /// From its sending to its end; `None` when it was not sent.
@@ -128,6 +130,14 @@ pub(super) struct Sample<'run> {
     pub(super) backend: Option<&'run [u8]>,
     pub(super) connect_time: Option<Duration>,
     pub(super) stale_count: u64,
+}
+
+impl Sample<'_> {
+    /// The latency of a 2xx answer; nothing when the request failed.
+    pub(super) fn good_latency(&self) -> Option<Duration> {
+        let is_good = |status: &u16| FaultKind::of_status(*status).is_none();
+        self.outcome.as_ref().ok().filter(|status| is_good(status)).map(|_| self.latency)
+    }
 }
 
 /// Everything counted.
@@ -315,6 +325,7 @@ mod tests {
     fn sample(millis: u64, outcome: Result<u16, Fault>, backend: Option<&[u8]>) -> Sample<'_> {
         let latency = Duration::from_millis(millis);
         Sample {
+            due: Duration::ZERO,
             latency,
             service: Some(latency / 2),
             end: latency,

@@ -36,6 +36,10 @@ pub struct Report {
     /// From the moment a request was due: in a burst and an open loop by the plan, in a closed loop when the last answer
     /// on its connection was complete.
     pub latency_ms: Latencies,
+    /// How sure the figures of `latency_ms.ok` are; absent for a burst, whose requests are one event, and for a run of
+    /// too few requests. See [`Intervals`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<Intervals>,
     /// 2xx answers from the moment their request was sent: without connecting, and without waiting for a connection or
     /// for the generator. What a generator that is not bound to a schedule would call latency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -174,6 +178,34 @@ pub struct Summary {
     pub max: f64,
 }
 
+/// 95 % confidence intervals of the latencies of 2xx answers, in milliseconds. They count with the dependence of
+/// neighbouring latencies, and know nothing of what would be different in another run. Each is absent where there are
+/// too few samples for one: fewer than ten beyond the quantile.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Intervals {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Bounds>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50: Option<Bounds>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p90: Option<Bounds>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95: Option<Bounds>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99: Option<Bounds>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p999: Option<Bounds>,
+}
+
+/// The ends of an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Bounds {
+    pub low: f64,
+    /// Absent when the samples do not bound it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high: Option<f64>,
+}
+
 /// One kind of error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorLine {
@@ -205,6 +237,14 @@ pub struct BackendLine {
     pub latency_ms: Quantiles,
     /// Answers with another status than 2xx.
     pub errors: u64,
+}
+
+/// A quantile is known when so many samples lie at it or above.
+const BEYOND_MIN: u64 = 10;
+
+/// Whether `count` samples are enough for a quantile (0..1).
+pub(super) fn is_supported(count: u64, quantile: f64) -> bool {
+    count - (count as f64 * quantile) as u64 >= BEYOND_MIN
 }
 
 /// Milliseconds.

@@ -16,17 +16,19 @@ use serde_json::Value;
 use super::{
     compare::{Comparison, compare},
     options::wrong,
-    report::{BackendLine, Report, SCHEMA, Summary},
+    report::{BackendLine, Bounds, Report, SCHEMA, Summary},
 };
 use crate::error::{Context, Error, Kind};
 
 /// The CSV's columns. `row` is `target` or `backend`; a backend's row has its target's name, url, mode and verdict,
 /// and leaves empty what is known of the whole only. `count` is all requests of a target (`scheduled`), or all
 /// answers of a backend; `share` is 0..1; latencies are those of 2xx answers for a target and of all answers for a
-/// backend, in milliseconds. What follows `max_ms` is of targets only, and from `offered_per_second` on of open loops.
+/// backend, in milliseconds. What follows `max_ms` is of targets only, `offered_per_second` to `queued` of open loops,
+/// and from `p50_low_ms` on the ends of 95 % intervals.
 const COLUMNS: &str = "row,target,url,mode,verdict,backend,count,share,requests_per_second,ok,errors,http_error,\
 transport_error,timeout,unsent,min_ms,mean_ms,p50_ms,p90_ms,p95_ms,p99_ms,max_ms,\
-service_p50_ms,service_p99_ms,offered_per_second,send_lag_p99_ms,queued";
+service_p50_ms,service_p99_ms,offered_per_second,send_lag_p99_ms,queued,\
+p50_low_ms,p50_high_ms,p99_low_ms,p99_high_ms";
 
 /// Longer names would not fit into a file name with prefix and suffix on every file system.
 const NAME_BYTES_MAX: usize = 100;
@@ -43,8 +45,8 @@ struct Document<'reports> {
 ///
 /// Columns: `row` (`target` or `backend`), `target`, `url`, `mode`, `verdict`, `backend`, `count`, `share`,
 /// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, `min_ms` to
-/// `max_ms`, `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms` and `queued`. Fields are
-/// quoted after RFC 4180; lines end with LF.
+/// `max_ms`, `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms`, `queued` and the
+/// ends of 95 % intervals, `p50_low_ms`, `p50_high_ms`, `p99_low_ms` and `p99_high_ms`. Fields are quoted after RFC 4180; lines end with LF.
 #[must_use]
 pub fn csv(reports: &[Report]) -> String {
     let mut text = format!("{COLUMNS}\n");
@@ -141,19 +143,26 @@ fn target_row(report: &Report) -> String {
         counts.unsent.to_string(),
     ];
     let latency = report.latency_ms.ok.map_or_else(Default::default, latency_fields);
-    row(report, "target", ["", &counts.scheduled.to_string(), ""], &numbers, &latency, &loop_fields(report))
+    row(report, "target", ["", &counts.scheduled.to_string(), ""], &numbers, &latency, &last_fields(report))
 }
 
 /// The last columns.
-fn loop_fields(report: &Report) -> [String; 5] {
+fn last_fields(report: &Report) -> [String; 9] {
     let text = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
     let (service, open) = (report.service_ms, report.open);
+    let (p50, p99) = report.interval_ms.map_or((None, None), |intervals| (intervals.p50, intervals.p99));
+    let low = |bounds: Option<Bounds>| text(bounds.map(|bounds| bounds.low));
+    let high = |bounds: Option<Bounds>| text(bounds.and_then(|bounds| bounds.high));
     [
         text(service.map(|service| service.p50)),
         text(service.map(|service| service.p99)),
         text(open.map(|open| open.offered_per_second)),
         text(open.and_then(|open| open.send_lag_ms).map(|lag| lag.p99)),
         open.map_or(String::new(), |open| open.queued_ms.map_or(0, |queued| queued.count).to_string()),
+        low(p50),
+        high(p50),
+        low(p99),
+        high(p99),
     ]
 }
 
@@ -178,7 +187,7 @@ fn row(
     of: [&str; 3],
     numbers: &[String; 7],
     latency: &[String; 7],
-    last: &[String; 5],
+    last: &[String; 9],
 ) -> String {
     let first = [kind, &report.name, &report.url, report.mode.name(), report.verdict.name()];
     let words = first.into_iter().chain(of);

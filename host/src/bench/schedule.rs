@@ -45,7 +45,7 @@ pub(super) struct Schedule {
 impl Schedule {
     /// `rate` in requests per second, above 0.
     pub(super) fn new(arrivals: Arrivals, rate: f64, seed: u64) -> Self {
-        Self { arrivals, interval_s: 1.0 / rate, random: SplitMix64(seed), index: 0, at_s: 0.0 }
+        Self { arrivals, interval_s: 1.0 / rate, random: SplitMix64::new(seed), index: 0, at_s: 0.0 }
     }
 
     /// The part of one of `threads` threads: every so many-th request, so that all parts together are the whole.
@@ -73,9 +73,13 @@ impl Iterator for Schedule {
 /// Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014. Written here because a seed in a
 /// saved report has to mean the same arrivals with any version of any crate.
 #[derive(Debug, Clone)]
-struct SplitMix64(u64);
+pub(super) struct SplitMix64(u64);
 
 impl SplitMix64 {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -85,7 +89,7 @@ impl SplitMix64 {
     }
 
     /// Above 0 and at most 1, in steps of 2^-53: its logarithm is finite.
-    fn unit(&mut self) -> f64 {
+    pub(super) fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use super::{
-    report::{Report, Spec, Summary},
+    report::{Bounds, Intervals, Report, Spec, Summary, is_supported},
     schedule::Arrivals,
 };
 
@@ -18,7 +18,8 @@ const BACKENDS_SHOWN: usize = 32;
 
 /// Rates, latencies, errors, backends and verdicts of some reports, one below the other.
 ///
-/// Latencies are those of 2xx answers; where requests failed, a further line has those of all requests. An open loop
+/// Latencies are those of 2xx answers, with the ends of their 95 % intervals below them; what fewer than ten samples
+/// lie beyond is not shown. Where requests failed, a further line has those of all requests. An open loop
 /// has lines for 2xx answers from their sending, for how late the generator was, and for requests that waited for a
 /// connection.
 #[must_use]
@@ -91,6 +92,9 @@ fn rows(report: &Report) -> String {
         counts.errors(),
         latencies(report.latency_ms.ok.as_ref())
     );
+    if let Some(intervals) = &report.interval_ms {
+        text += &interval_rows(intervals);
+    }
     let mut more = |name: &str, count: String, summary: Option<&Summary>| {
         let latencies = latencies(summary);
         text += &format!("{name:<NAME_COLUMNS$} {:>9} {count:>8} {:>7}{latencies}\n", "", "");
@@ -108,9 +112,28 @@ fn rows(report: &Report) -> String {
     text
 }
 
+/// What is not known for want of samples is a hyphen.
 fn latencies(summary: Option<&Summary>) -> String {
-    let Some(s) = summary else { return format!("{:>9}", "-").repeat(6) };
-    [s.mean, s.p50, s.p90, s.p95, s.p99, s.max].iter().map(|value| format!("{:>9}", figure(*value))).collect()
+    let Some(s) = summary else { return cells([None; 6]) };
+    let known = |quantile: f64, value: f64| is_supported(s.count, quantile).then_some(value);
+    let quantiles = [known(0.5, s.p50), known(0.9, s.p90), known(0.95, s.p95), known(0.99, s.p99)];
+    let [p50, p90, p95, p99] = quantiles;
+    cells([Some(s.mean), p50, p90, p95, p99, Some(s.max)])
+}
+
+fn cells(values: [Option<f64>; 6]) -> String {
+    values.map(|value| format!("{:>9}", value.map_or_else(|| "-".to_owned(), figure))).concat()
+}
+
+/// The ends of the intervals, each below the figure that it is of.
+fn interval_rows(intervals: &Intervals) -> String {
+    let row = |name: &str, end: fn(Bounds) -> Option<f64>| {
+        let i = intervals;
+        let ends = [i.mean, i.p50, i.p90, i.p95, i.p99].map(|bounds| bounds.and_then(end));
+        let [mean, p50, p90, p95, p99] = ends;
+        format!("{name:<NAME_COLUMNS$} {:>26}{}\n", "", cells([mean, p50, p90, p95, p99, None]))
+    };
+    row("  95 % from", |bounds| Some(bounds.low)) + row("  95 % to", |bounds| bounds.high).as_str()
 }
 
 fn errors(reports: &[Report]) -> String {
@@ -156,8 +179,8 @@ fn backends(reports: &[Report]) -> String {
                 format!("{:.1} %", line.share * 100.0),
                 line.count,
                 line.errors,
-                figure(line.latency_ms.p50),
-                figure(line.latency_ms.p99)
+                known(line.count, 0.5, line.latency_ms.p50),
+                known(line.count, 0.99, line.latency_ms.p99)
             );
         }
         if let Some(more) = report.backends.len().checked_sub(BACKENDS_SHOWN).filter(|more| *more > 0) {
@@ -215,6 +238,11 @@ fn cut(text: &str, columns: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(columns - 1).chain(['~']).collect()
+}
+
+/// A quantile, where there are enough samples for one.
+fn known(count: u64, quantile: f64, value: f64) -> String {
+    if is_supported(count, quantile) { figure(value) } else { "-".to_owned() }
 }
 
 /// Four significant digits, as more would be noise, and never more than eight characters below 10 million.

@@ -9,13 +9,16 @@ use std::{
 
 use super::{
     generate::Part,
+    interval::{self, Batches, Of},
     judge::{Facts, OpenFacts, judge},
     limits::Descriptors,
     plan::{Load, Plan},
     record::{Recorder, Series, printable},
     report::{
-        BackendLine, Client, Counts, ErrorLine, Latencies, OpenLoop, Quantiles, Report, SCHEMA, Spec, Summary,
+        BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, OpenLoop, Quantiles, Report,
+        SCHEMA, Spec, Summary,
     },
+    timeline::Timeline,
 };
 
 /// A run that has ended.
@@ -33,6 +36,7 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
     let mut sum = Recorder::new();
     ended.parts.iter().for_each(|part| sum.add(&part.recorder));
     let counts = counts(plan, &sum);
+    let batches = Batches::new(&timeline(ended).blocks);
     let window = window(plan, &sum);
     let errors = error_lines(&sum);
     let client = client(ended);
@@ -43,6 +47,7 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         unsent: counts.unsent,
         client_errors: shortages(&sum),
         window,
+        dependence: batches.as_ref().map_or(0.0, Batches::dependence),
         busy: client.busy_max,
         occupied: share_max(ended.parts, |part| part.cpu + part.wait),
         connect_max: sum.connect.max(),
@@ -62,6 +67,7 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         window_s: round(window.as_secs_f64()),
         wall_s: round(sum.last_end.as_secs_f64()),
         latency_ms: Latencies { ok: summary(&sum.ok), all: summary(&sum.all) },
+        interval_ms: intervals(plan, batches.as_ref()),
         service_ms: summary(&sum.service),
         open: is_open(plan).then(|| open_loop(plan, &sum, ended.parts)),
         connect_ms: summary(&sum.connect),
@@ -223,6 +229,29 @@ fn summary(series: &Series) -> Option<Summary> {
         p999: (series.count() >= P999_COUNT_MIN).then(|| millis(series.quantile(0.999))),
         max: millis(series.max()),
     })
+}
+
+fn timeline(ended: &Ended<'_>) -> Timeline {
+    let mut whole = ended.plan.timeline();
+    ended.parts.iter().for_each(|part| whole.add(&part.timeline));
+    whole
+}
+
+fn intervals(plan: &Plan, batches: Option<&Batches>) -> Option<Intervals> {
+    let batches = batches.filter(|_| plan.load != Load::Burst)?;
+    let quantile = |quantile| batches.quantile(quantile, Of::Ok).map(bounds);
+    Some(Intervals {
+        mean: batches.mean().map(bounds),
+        p50: quantile(0.5),
+        p90: quantile(0.9),
+        p95: quantile(0.95),
+        p99: quantile(0.99),
+        p999: quantile(0.999),
+    })
+}
+
+fn bounds(bounds: interval::Bounds) -> Bounds {
+    Bounds { low: millis(bounds.low), high: bounds.high.map(millis) }
 }
 
 /// Zero when there is no window.

@@ -97,7 +97,8 @@ mod functions {
     use super::*;
 
     /// Sends a burst of 1000 requests at once to `url` and returns the report, a map: `requests_per_second`, `latency_ms`
-    /// and `service_ms` (from when a request was due, and from when it was sent), `counts`, `errors`, `backends`,
+    /// and `service_ms` (from when a request was due, and from when it was sent), `interval_ms` (for each latency the ends
+    /// of its 95 % interval, `low` and `high`), `counts`, `errors`, `backends`,
     /// `verdict`, `reasons` and more.
     #[rhai_fn(return_raw)]
     pub fn http(context: NativeCallContext, url: &str) -> Raw<Dynamic> {

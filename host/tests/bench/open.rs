@@ -141,6 +141,23 @@ async fn what_never_had_a_connection_is_a_timeout_at_its_deadline() {
 }
 
 #[tokio::test]
+async fn figures_have_intervals_where_there_are_enough_samples() {
+    let server = Server::answering(HELLO);
+    let report = run(&server.url(), &open(1000)).await;
+    let (ok, intervals) = (report.latency_ms.ok.unwrap(), report.interval_ms.unwrap());
+    for (value, bounds) in [(ok.p50, intervals.p50), (ok.p90, intervals.p90), (ok.p99, intervals.p99)] {
+        let bounds = bounds.unwrap();
+        assert!(bounds.low <= value && bounds.high.is_none_or(|high| value <= high), "{report:?}");
+    }
+    assert!(intervals.p999.is_none() && bench::table(&[report]).contains("95 % from"));
+    let few = run(&server.url(), &open(300)).await;
+    assert!(few.interval_ms.unwrap().p99.is_none(), "{few:?}");
+    let row = bench::table(std::slice::from_ref(&few)).lines().nth(2).unwrap().to_owned();
+    assert_eq!(row.split_whitespace().nth(8), Some("-"), "p99 of 300 answers is not shown: {row}");
+    assert_eq!(run(&server.url(), &burst(1000)).await.interval_ms, None);
+}
+
+#[tokio::test]
 async fn a_duration_ends_the_arrivals() {
     let server = Server::answering(HELLO);
     let options = |requests| Options { requests, duration: Some(span("50ms")), ..open(1) };
