@@ -62,8 +62,8 @@ impl OptionDoc {
             None => (kind.as_str(), false),
         };
         let word = match inner {
-            "String" => "text",
-            "Span" => "duration",
+            "String" | "Mode" | "Arrivals" => "text",
+            "Span" | "Warmup" => "duration",
             "bool" => "true or false",
             "u16" | "u32" | "u64" | "usize" => "whole number",
             "f64" => "number",

@@ -4,7 +4,7 @@
 //! the closed loop; the open loop is in [`super::open`]. Does not judge.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
     io,
     net::SocketAddr,
     pin::pin,
@@ -27,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Progress,
+    book::Book,
     fault::{Fault, FaultKind},
     limits,
     link::Link,
     open,
     plan::{Load, Plan, Share},
     record::{Recorder, Sample},
-    timeline::Timeline,
 };
 use crate::error::{Context, Error, Kind};
 
@@ -47,8 +47,7 @@ const LEAD: Duration = Duration::from_millis(5);
 
 /// What one thread counted.
 pub(super) struct Part {
-    pub(super) recorder: Recorder,
-    pub(super) timeline: Timeline,
+    pub(super) book: Book,
     /// CPU time of the thread over `elapsed`, which begins with the run and ends with the load.
     pub(super) cpu: Duration,
     /// Over the same time: how long the thread was ready and waited for a CPU.
@@ -225,8 +224,7 @@ impl Lane {
             address: self.address,
             start,
             budget: Cell::new(self.share.requests),
-            recorder: RefCell::new(Recorder::new()),
-            timeline: RefCell::new(self.plan.timeline()),
+            book: RefCell::new(self.plan.book()),
             live: self.live,
         });
         let mut tasks = JoinSet::new();
@@ -245,9 +243,8 @@ impl Lane {
         let (cpu, wait) = (limits::thread_cpu() - cpu, limits::thread_wait().saturating_sub(wait));
         let elapsed = start.elapsed();
         drain(&mut tasks).await;
-        let recorder = work.recorder.replace(Recorder::new());
-        let timeline = work.timeline.replace(self.plan.timeline());
-        Ok(Some(Part { recorder, timeline, cpu, wait, elapsed, connections }))
+        let book = work.book.replace(self.plan.book());
+        Ok(Some(Part { book, cpu, wait, elapsed, connections }))
     }
 }
 
@@ -268,8 +265,7 @@ pub(super) struct Work {
     pub(super) start: Instant,
     /// Requests that a closed loop may still send.
     budget: Cell<u64>,
-    pub(super) recorder: RefCell<Recorder>,
-    timeline: RefCell<Timeline>,
+    book: RefCell<Book>,
     live: Arc<Live>,
 }
 
@@ -285,6 +281,7 @@ impl Work {
     }
 
     async fn send_once(self: Rc<Self>) {
+        self.come(self.start);
         self.exchange(&mut Link::new(self.address), self.start).await;
     }
 
@@ -294,6 +291,7 @@ impl Work {
         let mut due = self.start;
         while due.duration_since(self.start) < duration && self.budget.get() > 0 {
             self.budget.set(self.budget.get() - 1);
+            self.come(due);
             let (end, is_answered) = self.exchange(&mut link, due).await;
             due = end;
             if !is_answered {
@@ -345,12 +343,21 @@ impl Work {
         }
     }
 
+    /// A request is due; it will be recorded when it ends.
+    pub(super) fn come(&self, due: Instant) {
+        self.book.borrow_mut().come(due.duration_since(self.start));
+    }
+
+    /// Where a request that was due then is counted.
+    pub(super) fn recorder(&self, due: Instant) -> RefMut<'_, Recorder> {
+        RefMut::map(self.book.borrow_mut(), |book| book.recorder(due.duration_since(self.start)))
+    }
+
     fn record(&self, sample: &Sample<'_>) {
-        let mut recorder = self.recorder.borrow_mut();
-        recorder.scheduled += 1;
-        recorder.record(sample);
-        self.timeline.borrow_mut().record(sample.due, sample.good_latency());
-        self.live.done.store(recorder.all.count(), Relaxed);
-        self.live.errors.store(recorder.errors(), Relaxed);
+        let mut book = self.book.borrow_mut();
+        book.go(sample);
+        let (done, errors) = book.ended();
+        self.live.done.store(done, Relaxed);
+        self.live.errors.store(errors, Relaxed);
     }
 }

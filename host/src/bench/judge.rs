@@ -1,10 +1,12 @@
 //! Says whether a run's figures may be relied on, in words.
 //!
-//! Pure. Knows nothing of service level objectives or stationarity; their rules belong here when they come.
+//! Pure. Knows nothing of service level objectives; their rules belong here when they come.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::report::{Little, WarmedUp};
 
 /// What a run's figures are worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +20,11 @@ pub enum Verdict {
     ClientLimited,
     /// The target did not keep up with an open loop: its latencies depend on how long the run was.
     Overloaded,
-    /// Too few answers, or too short a time, for the percentiles.
+    /// Too few answers, or too short a time, for the percentiles: also when latencies swing more slowly than that.
     TooShort,
+    /// Latencies drifted, or more requests were in flight than their rate and latency make: another length of the run
+    /// would give other figures.
+    NotStationary,
     /// No request was answered with 2xx.
     Failed,
 }
@@ -34,6 +39,7 @@ impl Verdict {
             Self::ClientLimited => "client_limited",
             Self::Overloaded => "overloaded",
             Self::TooShort => "too_short",
+            Self::NotStationary => "not_stationary",
             Self::Failed => "failed",
         }
     }
@@ -49,14 +55,24 @@ pub(super) struct Facts {
     /// Errors for want of something that this machine should have.
     pub(super) client_errors: u64,
     pub(super) window: Duration,
-    /// The correlation of the latencies of neighbouring batches (-1..1); 0 when there are none.
-    pub(super) dependence: f64,
+    pub(super) steadiness: Steadiness,
+    pub(super) warmup: WarmedUp,
     /// The share of the time that the busiest thread of the generator was on a CPU (0..1).
     pub(super) busy: f64,
     /// The share of the time that one thread was on a CPU or waited for one, the largest of all threads (0..1).
     pub(super) occupied: f64,
     pub(super) connect_max: Duration,
     pub(super) open: Option<OpenFacts>,
+}
+
+/// Whether the measured part was like itself throughout.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Steadiness {
+    /// The correlation of the latencies of neighbouring batches (-1..1); 0 when there are none.
+    pub(super) dependence: f64,
+    /// See [`super::steady::drift`].
+    pub(super) drift: Option<f64>,
+    pub(super) little: Option<Little>,
 }
 
 /// What is known of an open loop besides.
@@ -82,6 +98,8 @@ const BUSY_MAX: f64 = 0.8;
 const OK_MIN: u64 = 1000;
 /// Independent batches look more dependent than this in one run of a hundred.
 const DEPENDENCE_MAX: f64 = 0.5;
+/// Little's law is exact; more than this is a mistake in counting, or a run that was not steady at its ends.
+const LITTLE_MAX: f64 = 0.02;
 /// Shorter runs are mostly connecting and first answers.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// Linux repeats a lost SYN after one second: a slower connect has lost at least one.
@@ -97,8 +115,19 @@ const BEHIND_SHARE_MAX: f64 = 0.02;
 const BEHIND_SIGMAS: f64 = 3.0;
 
 impl Facts {
+    /// What contradicts Little's law. Requests in flight at the ends of the window count only in part, and as much as
+    /// is due to them is no contradiction.
+    fn unbalance(&self) -> Option<Little> {
+        let latency_s = |little: &Little| {
+            let count = (self.ok + self.errors).max(1) as f64;
+            little.rate_times_latency * self.window.as_secs_f64() / count
+        };
+        let ends = |little: &Little| 2.0 * latency_s(little) / self.window.as_secs_f64().max(1e-9);
+        self.steadiness.little.filter(|little| little.difference.abs() > LITTLE_MAX + ends(little))
+    }
+
     fn is_too_short(&self) -> bool {
-        self.ok < OK_MIN || self.window < WINDOW_MIN || self.dependence > DEPENDENCE_MAX
+        self.ok < OK_MIN || self.window < WINDOW_MIN || self.steadiness.dependence > DEPENDENCE_MAX
     }
 
     /// A thread had no time left to be punctual in. Only an open loop needs that: a closed one asks for less then,
@@ -133,6 +162,7 @@ pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
         Facts { open: Some(open), .. } if open.is_behind() => Verdict::Overloaded,
         Facts { is_burst: true, .. } => Verdict::Transient,
         facts if facts.is_too_short() => Verdict::TooShort,
+        facts if facts.steadiness.drift.is_some() || facts.unbalance().is_some() => Verdict::NotStationary,
         _ => Verdict::Valid,
     };
     (verdict, reasons(facts))
@@ -146,7 +176,11 @@ fn reasons(facts: &Facts) -> Vec<String> {
         }
     };
     let sent = facts.ok + facts.errors;
-    say(facts.ok == 0, "no request was answered with 2xx".to_owned());
+    if sent == 0 && facts.warmup.requests > 0 {
+        say(true, "the run ended in its warm-up".to_owned());
+    } else {
+        say(facts.ok == 0, "no request was answered with 2xx".to_owned());
+    }
     say(
         facts.client_errors > 0,
         format!("{} requests failed for want of ports or descriptors of this machine", facts.client_errors),
@@ -175,10 +209,35 @@ fn reasons(facts: &Facts) -> Vec<String> {
         format!("p99 rests on {} answers, so on fewer than ten above it", facts.ok),
     );
     say(
-        !facts.is_burst && facts.dependence > DEPENDENCE_MAX,
+        !facts.is_burst && facts.steadiness.dependence > DEPENDENCE_MAX,
         "the latencies swing more slowly than the run is long: neighbouring 24ths of it are alike, and the intervals \
          may be too narrow"
             .to_owned(),
+    );
+    say(
+        facts.steadiness.drift.is_some(),
+        format!(
+            "the median latency drifted: in the second half it was {:.2} times that of the first",
+            facts.steadiness.drift.unwrap_or(1.0)
+        ),
+    );
+    if let Some(little) = facts.unbalance() {
+        say(
+            !facts.open.is_some_and(|open| open.is_behind()),
+            format!(
+                "Little's law does not hold: {:.2} requests were in flight, where rate and latency make {:.2}; the run \
+                 was not steady at its ends",
+                little.in_flight, little.rate_times_latency
+            ),
+        );
+    }
+    let warmup = facts.warmup;
+    say(
+        warmup.cut_s > 0.0,
+        format!(
+            "a warm-up of {} s is left out, with {} requests, {} of which failed",
+            warmup.cut_s, warmup.requests, warmup.errors
+        ),
     );
     say(
         facts.ok > 0 && facts.errors > 0,
@@ -236,11 +295,18 @@ mod tests {
         unsent: 0,
         client_errors: 0,
         window: Duration::from_secs(10),
-        dependence: 0.1,
+        steadiness: STEADY,
+        warmup: WarmedUp { auto: true, cut_s: 0.0, requests: 0, errors: 0 },
         busy: 0.4,
         occupied: 0.5,
         connect_max: Duration::from_millis(3),
         open: None,
+    };
+
+    const STEADY: Steadiness = Steadiness {
+        dependence: 0.1,
+        drift: None,
+        little: Some(Little { in_flight: 10.1, rate_times_latency: 10.0, difference: 0.01 }),
     };
 
     const KEPT_UP: OpenFacts = OpenFacts {
@@ -332,11 +398,30 @@ mod tests {
         check(Facts { client_errors: 2, errors: 2, ..GOOD }, Verdict::ClientLimited, "ports or descriptors");
         check(Facts { ok: 999, ..GOOD }, Verdict::TooShort, "999 answers");
         check(Facts { window: Duration::from_millis(300), ..GOOD }, Verdict::TooShort, "300 ms");
-        check(Facts { dependence: 0.6, ..GOOD }, Verdict::TooShort, "swing more slowly");
         check(Facts { ok: 0, errors: 7, ..GOOD }, Verdict::Failed, "no request");
         check(Facts { errors: 5, ..GOOD }, Verdict::Valid, "5 of 50005");
         check(Facts { unsent: 5, ..GOOD }, Verdict::Valid, "not sent");
         check(Facts { connect_max: Duration::from_millis(1003), ..GOOD }, Verdict::Valid, "SYN");
+    }
+
+    #[test]
+    fn a_run_that_was_not_steady_is_not_valid() {
+        let check = |steadiness, verdict, word| check(Facts { steadiness, ..GOOD }, verdict, word);
+        check(Steadiness { dependence: 0.6, ..STEADY }, Verdict::TooShort, "swing more slowly");
+        check(Steadiness { drift: Some(1.3), ..STEADY }, Verdict::NotStationary, "1.30 times");
+        let little = |in_flight| {
+            let difference = in_flight / 10.0 - 1.0;
+            Some(Little { in_flight, rate_times_latency: 10.0, difference })
+        };
+        check(Steadiness { little: little(10.5), ..STEADY }, Verdict::NotStationary, "10.50 requests");
+        check(Steadiness { little: little(9.5), ..STEADY }, Verdict::NotStationary, "Little's law");
+        check(Steadiness { little: None, ..STEADY }, Verdict::Valid, "");
+    }
+
+    #[test]
+    fn a_warm_up_is_said() {
+        let warmup = WarmedUp { auto: false, cut_s: 2.5, requests: 2500, errors: 3 };
+        check(Facts { warmup, ..GOOD }, Verdict::Valid, "2.5 s is left out, with 2500 requests, 3 of which");
     }
 
     #[test]

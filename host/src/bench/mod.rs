@@ -1,9 +1,9 @@
 //! Benchmarks an HTTP/1.1 target and says what the figures are worth.
 //!
-//! A run crosses seven parts: `plan` turns URL and options into requests, `generate` sends them over `link`s,
-//! `record` and `timeline` count, `total` adds up, `interval` says how sure the figures are, `judge` gives the
-//! verdict, and `report` is the stable shape of it that [`table()`], [`csv`], [`save()`] and [`compare()`] print,
-//! write and set side by side. Plan, interval and judge are pure.
+//! `plan` turns URL and options into requests, `generate` sends them over `link`s, `book`, `record` and `timeline`
+//! count, `total` adds up, `interval` and `steady` say how sure the figures are, `judge` gives the verdict, and
+//! `report` is the stable shape of it that [`table()`], [`csv`], [`save()`] and [`compare()`] print, write and set
+//! side by side. Plan, interval, steady and judge are pure.
 //!
 //! - Latency is the time from the moment a request was due to the end of its answer, connecting included; never
 //!   wall time divided by a number of requests. A request that times out is a sample at its age.
@@ -12,6 +12,7 @@
 //!   reported beside the latency that it is part of.
 //! - Every scheduled request is accounted for: `scheduled = ok + http_error + transport_error + timeout + unsent`.
 //!
+//! - The load runs on from a warm-up into the measurement; what of the start is cut off is said, and counted apart.
 //! - Latencies have 95 % intervals that hold for dependent samples; what too few samples support is not shown.
 //!
 //! Does not know Rhai, TLS or HTTP/2, does not follow redirects, and does not search for a capacity yet.
@@ -26,6 +27,7 @@ use std::{
 use crate::error::{Error, Kind};
 
 mod alarm;
+mod book;
 mod codec;
 mod compare;
 mod fault;
@@ -41,6 +43,7 @@ mod record;
 mod report;
 mod save;
 mod schedule;
+mod steady;
 mod table;
 mod target;
 mod timeline;
@@ -49,10 +52,10 @@ mod total;
 pub use compare::{Comparison, Pair, compare};
 pub use judge::Verdict;
 pub use limits::Descriptors;
-pub use options::{CONNECTIONS_MAX, Mode, Options};
+pub use options::{CONNECTIONS_MAX, Mode, Options, Warmup};
 pub use report::{
-    BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, OpenLoop, Quantiles, Report,
-    SCHEMA, Spec, Summary,
+    BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, Little, OpenLoop, Quantiles,
+    Report, SCHEMA, Spec, Summary, WarmedUp,
 };
 pub use save::{SavedTable, csv, save, save_table};
 pub use schedule::Arrivals;

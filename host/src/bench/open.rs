@@ -80,10 +80,11 @@ struct Slot {
 impl<A: Iterator<Item = Duration> + 'static> Pool<A> {
     /// The request that is due now.
     fn release(self: &Rc<Self>, due: Instant, connections_max: u64, tasks: &mut JoinSet<()>) {
+        self.work.come(due);
         let idle = self.idle.borrow_mut().pop();
         if idle.is_none() && tasks.len() as u64 >= connections_max {
             self.waiting.set(self.waiting.get() + 1);
-            self.work.recorder.borrow_mut().lag.record(due.elapsed());
+            self.work.recorder(due).lag.record(due.elapsed());
             return;
         }
         self.untaken.borrow_mut().next();
@@ -102,7 +103,7 @@ impl<A: Iterator<Item = Duration> + 'static> Pool<A> {
         let slot = Rc::new(Slot::default());
         let mut next = Some(first);
         while let Some(due) = next {
-            self.work.recorder.borrow_mut().lag.record(due.elapsed());
+            self.work.recorder(due).lag.record(due.elapsed());
             self.work.exchange(&mut link, due).await;
             self.serve_waiting(&mut link).await;
             if self.is_over.get() {
@@ -118,7 +119,7 @@ impl<A: Iterator<Item = Duration> + 'static> Pool<A> {
     async fn serve_waiting(&self, link: &mut Link) {
         while let Some(due) = self.take_waiting() {
             let late = due.elapsed();
-            self.work.recorder.borrow_mut().queued.record(late);
+            self.work.recorder(due).queued.record(late);
             if late < self.work.plan.options.timeout.0 {
                 self.work.exchange(link, due).await;
             } else {

@@ -43,6 +43,27 @@ impl Mode {
     }
 }
 
+/// What of the start of a closed or open loop is left out of the figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "\"auto\", a duration such as \"2s\", or 0")]
+pub enum Warmup {
+    Auto(AutoWord),
+    /// So much, before `duration` begins.
+    Fixed(Span),
+}
+
+/// The word `"auto"`: as much as differs from the second half of the run, at most a third of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AutoWord {
+    Auto,
+}
+
+impl Warmup {
+    pub const AUTO: Self = Self::Auto(AutoWord::Auto);
+    pub const NONE: Self = Self::Fixed(Span(Duration::ZERO));
+}
+
 options_map! {
     /// The options of `bench::http`. Every key may be left out; an unknown key is an error.
     #[derive(PartialEq, Serialize)]
@@ -66,6 +87,10 @@ options_map! {
         /// Closed and open: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is
         /// given. Requests under way at the end are awaited, up to their `timeout`.
         pub duration: Option<Span>,
+        /// Closed and open: what of the start is left out of all figures; the load runs on without a gap. A duration, up to
+        /// 1 h, is sent before `duration` begins. `"auto"` leaves out as much of `duration` as differs from its second half,
+        /// at most a third. By default `"auto"`, or 0 when `requests` is given, as then all of them count.
+        pub warmup: Option<Warmup>,
         /// How long one request may take from the moment it was due, connecting included; 1 ms to 10 min, by default
         /// 10 s. A request that takes longer counts as a timeout, with its age as its latency.
         pub timeout: Span,
@@ -101,6 +126,7 @@ impl Default for Options {
             seed: None,
             connections: None,
             duration: None,
+            warmup: None,
             timeout: Span(Duration::from_secs(10)),
             connect_timeout: Span(Duration::from_secs(5)),
             method: "GET".to_owned(),
@@ -160,6 +186,7 @@ impl Options {
         if let Some(duration) = self.duration {
             span("duration", duration, DURATION_MAX)?;
         }
+        self.check_warmup()?;
         self.check_cpus()?;
         self.check_message()?;
         self.check_name()
@@ -182,6 +209,11 @@ impl Options {
     pub fn duration_used(&self) -> Duration {
         let default = if self.requests.is_some() { DURATION_COUNTED } else { DURATION };
         self.duration.map_or(default, |span| span.0)
+    }
+
+    pub(super) fn warmup_used(&self) -> Warmup {
+        let is_counted = self.mode == Mode::Burst || self.requests.is_some();
+        self.warmup.unwrap_or(if is_counted { Warmup::NONE } else { Warmup::AUTO })
     }
 
     pub(super) fn arrivals_used(&self) -> Arrivals {
@@ -208,6 +240,24 @@ impl Options {
                         "in a burst each request has a connection of its own: \
                      leave connections out, or use mode: \"closed\"",
                     ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_warmup(&self) -> Result<(), Error> {
+        match (self.mode, self.warmup) {
+            (_, None | Some(Warmup::NONE)) => Ok(()),
+            (Mode::Burst, _) => {
+                Err(wrong("warmup has no meaning in a burst, which is a start and nothing else")
+                    .with_hint("leave warmup out, or use mode: \"closed\""))
+            }
+            (_, Some(Warmup::Fixed(span))) if span.0 > DURATION_MAX => {
+                Err(wrong(format!("warmup: {span} is out of range")).with_hint("warmup may be 0 to 1h"))
+            }
+            (Mode::Closed, Some(Warmup::Auto(_))) if self.requests.is_some() => {
+                Err(wrong("how long so many requests take is not known, so no part of it can be a warmup")
+                    .with_hint("say duration instead of requests, or give warmup as a duration"))
             }
             _ => Ok(()),
         }
@@ -366,6 +416,19 @@ mod tests {
     }
 
     #[test]
+    fn a_warmup_is_found_unless_requests_are_counted() {
+        let used = |json: &str| read(json).unwrap().warmup_used();
+        assert_eq!(used(r#"{"mode":"closed"}"#), Warmup::AUTO);
+        assert_eq!(used(r#"{"mode":"closed", "requests": 9}"#), Warmup::NONE);
+        assert_eq!(used(r#"{"mode":"open", "warmup": "auto"}"#), Warmup::AUTO);
+        for (json, seconds) in [(r#"{"warmup": 0}"#, 0), (r#"{"warmup": "2s"}"#, 2), (r#"{"warmup": 2}"#, 2)]
+        {
+            assert_eq!(used(json), Warmup::Fixed(Span(Duration::from_secs(seconds))));
+        }
+        assert!(read(r#"{"warmup": "soon"}"#).unwrap_err().to_string().contains("\"auto\""));
+    }
+
+    #[test]
     fn the_list_of_keys_is_complete() {
         let value = serde_json::to_value(Options::default()).unwrap();
         let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -407,6 +470,10 @@ mod tests {
         check(r#"{"duration": 5}"#, "duration");
         check(r#"{"mode":"open"}"#, "needs a rate");
         check(r#"{"mode":"closed", "rate": 5}"#, "closed");
+        check(r#"{"warmup": "auto"}"#, "burst");
+        check(r#"{"warmup": 2}"#, "burst");
+        check(r#"{"mode":"closed", "warmup": "auto", "requests": 9}"#, "not known");
+        check(r#"{"mode":"closed", "warmup": "2h"}"#, "warmup");
         check(r#"{"arrivals": "constant"}"#, "burst");
         check(r#"{"mode":"closed", "seed": 5}"#, "seed");
     }

@@ -5,10 +5,12 @@
 use std::time::Duration;
 
 use super::{
-    options::{Mode, NAME_CHARS_MAX, Options},
+    book::Book,
+    options::{Mode, NAME_CHARS_MAX, Options, Warmup},
     schedule::{Arrivals, Schedule},
+    steady::CUTS,
     target::Target,
-    timeline::Timeline,
+    timeline::{BLOCKS_MAX, Timeline},
 };
 use crate::error::Error;
 
@@ -66,14 +68,15 @@ impl Plan {
         let target = Target::parse(url)?;
         let method = options.method.to_ascii_uppercase();
         let connections = options.connections_used();
+        let duration = options.duration_used() + fixed_warmup(options);
         let load = match options.mode {
             Mode::Burst => Load::Burst,
-            Mode::Closed => Load::Closed { duration: options.duration_used() },
+            Mode::Closed => Load::Closed { duration },
             Mode::Open => Load::Open {
                 rate: options.rate.expect("checked above"),
                 arrivals: options.arrivals_used(),
                 seed: options.seed_used(),
-                duration: options.duration_used(),
+                duration,
             },
         };
         let requests = match load {
@@ -122,8 +125,31 @@ impl Plan {
     }
 
     /// An empty one for this run.
+    pub(super) fn book(&self) -> Book {
+        let load_end = self.load.duration().unwrap_or_default();
+        Book::new(&self.cuts(), self.timeline(), self.fixed_warmup(), load_end)
+    }
+
     pub(super) fn timeline(&self) -> Timeline {
-        Timeline::new(self.load_end().unwrap_or_default())
+        Timeline::new(self.load_end().unwrap_or_default().saturating_sub(self.fixed_warmup()))
+    }
+
+    /// When the warm-up may end, from the start: at first 0, then whatever else is possible, in order.
+    pub(super) fn cuts(&self) -> Vec<Duration> {
+        let others = match self.options.warmup_used() {
+            Warmup::NONE => Vec::new(),
+            Warmup::Fixed(span) => vec![span.0],
+            Warmup::Auto(_) => {
+                let length = self.load_end().unwrap_or_default();
+                CUTS.iter().map(|blocks| length * *blocks as u32 / BLOCKS_MAX as u32).collect()
+            }
+        };
+        std::iter::once(Duration::ZERO).chain(others).collect()
+    }
+
+    /// What is left out of the start whatever the run shows.
+    pub(super) fn fixed_warmup(&self) -> Duration {
+        fixed_warmup(&self.options)
     }
 
     /// When the last request should be due, as far as that is known before: the duration, or in an open loop the time
@@ -137,6 +163,13 @@ impl Plan {
             _ => duration,
         };
         Some(counted.min(duration))
+    }
+}
+
+fn fixed_warmup(options: &Options) -> Duration {
+    match options.warmup_used() {
+        Warmup::Fixed(span) => span.0,
+        Warmup::Auto(_) => Duration::ZERO,
     }
 }
 

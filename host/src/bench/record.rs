@@ -217,6 +217,12 @@ impl Recorder {
         }
     }
 
+    /// An answer that ended within the window; its request may have been due in another stretch.
+    pub(super) fn record_inside(&mut self, sample: &Sample<'_>) {
+        self.answers_inside += u64::from(sample.outcome.is_ok());
+        self.ok_inside += u64::from(sample.good_latency().is_some());
+    }
+
     /// Requests that ended with an error, of any class.
     pub(super) fn errors(&self) -> u64 {
         self.http_error + self.transport_error + self.timeout
@@ -262,7 +268,6 @@ impl Recorder {
 
     fn record_answer(&mut self, sample: &Sample<'_>, status: u16) {
         self.last_answer = self.last_answer.max(sample.end);
-        self.answers_inside += u64::from(sample.is_inside);
         *self.status.entry(status).or_default() += 1;
         if let Some(latencies) = self.status_latencies(status) {
             latencies.record(sample.latency);
@@ -278,7 +283,6 @@ impl Recorder {
             if let Some(service) = sample.service {
                 self.service.record(service);
             }
-            self.ok_inside += u64::from(sample.is_inside);
         }
     }
 

@@ -28,8 +28,11 @@ pub struct Report {
     pub requests_per_second: f64,
     /// Complete answers of any status that ended within the window, per second of it.
     pub answers_per_second: f64,
+    /// What of the start was left out of everything else here, `counts` and `errors` included.
+    #[serde(default)]
+    pub warmup: WarmedUp,
     /// The measured window. Burst: from the common start to the end of the last complete answer. Closed and open: from
-    /// the start to the end of the duration, or of the last request when `requests` ended the run before.
+    /// the end of the warm-up to the end of the duration, or of the last request when `requests` ended the run before.
     pub window_s: f64,
     /// From the start to the end of the last request, whatever became of it.
     pub wall_s: f64,
@@ -47,6 +50,9 @@ pub struct Report {
     /// What there is to know of an open loop besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open: Option<OpenLoop>,
+    /// Closed and open: the check that no request was lost in counting, and that the run was steady at its ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub little: Option<Little>,
     /// How long connecting took; it is part of the latency of the request that needed it.
     pub connect_ms: Option<Summary>,
     /// In the order of a request's life.
@@ -67,6 +73,30 @@ pub struct Report {
     pub client: Client,
 }
 
+/// The start of a run that is left out of its figures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct WarmedUp {
+    /// It was found in the latencies, and not given.
+    pub auto: bool,
+    /// From the start.
+    pub cut_s: f64,
+    /// How many requests were due in it.
+    pub requests: u64,
+    /// How many of these failed.
+    pub errors: u64,
+}
+
+/// Little's law: as many requests are in flight on average as come per second, times the seconds that each takes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Little {
+    /// Requests due and not ended, on average over the window, counted by their comings and goings.
+    pub in_flight: f64,
+    /// All requests per second of the window times their mean latency.
+    pub rate_times_latency: f64,
+    /// By how much the first differs from the second, as a part of the second (0.01 is 1 %).
+    pub difference: f64,
+}
+
 /// How an open loop went.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct OpenLoop {
@@ -85,7 +115,7 @@ pub struct OpenLoop {
 /// What was asked for, with every default filled in. Values of header fields are left out, as they may be secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
-    /// How many requests were to be sent; absent when only the duration ended the run.
+    /// How many requests were to be sent, those of the warm-up included; absent when only the duration ended the run.
     pub requests: Option<u64>,
     /// In an open loop, the most that there may be.
     pub connections: u64,
@@ -116,7 +146,8 @@ fn yes() -> bool {
     true
 }
 
-/// `scheduled = ok + http_error + transport_error + timeout + unsent`.
+/// `scheduled = ok + http_error + transport_error + timeout + unsent`. Requests of the warm-up are counted apart, in
+/// `warmup`: together with `scheduled` they are all there were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub scheduled: u64,

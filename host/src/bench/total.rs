@@ -8,17 +8,20 @@ use std::{
 };
 
 use super::{
+    book::Book,
     generate::Part,
     interval::{self, Batches, Of},
-    judge::{Facts, OpenFacts, judge},
+    judge::{Facts, OpenFacts, Steadiness, judge},
     limits::Descriptors,
+    options::Warmup,
     plan::{Load, Plan},
     record::{Recorder, Series, printable},
     report::{
-        BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, OpenLoop, Quantiles, Report,
-        SCHEMA, Spec, Summary,
+        BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, Little, OpenLoop, Quantiles,
+        Report, SCHEMA, Spec, Summary, WarmedUp,
     },
-    timeline::Timeline,
+    steady::{self, CUTS},
+    timeline::Block,
 };
 
 /// A run that has ended.
@@ -33,11 +36,15 @@ pub(super) struct Ended<'run> {
 
 pub(super) fn build(ended: &Ended<'_>) -> Report {
     let plan = ended.plan;
-    let mut sum = Recorder::new();
-    ended.parts.iter().for_each(|part| sum.add(&part.recorder));
-    let counts = counts(plan, &sum);
-    let batches = Batches::new(&timeline(ended).blocks);
-    let window = window(plan, &sum);
+    let book = book(ended);
+    let (warmed_up, cut, blocks) = warm_up(plan, &book);
+    let (before, sum) = book.split(cut);
+    let mut whole = before.clone();
+    whole.add(&sum);
+    let counts = counts(plan, &sum, before.scheduled);
+    let batches = Batches::new(blocks);
+    let window = window(plan, &whole).saturating_sub(cut);
+    let little = little(plan, &book, cut, &sum, window);
     let errors = error_lines(&sum);
     let client = client(ended);
     let (verdict, reasons) = judge(&Facts {
@@ -47,11 +54,16 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         unsent: counts.unsent,
         client_errors: shortages(&sum),
         window,
-        dependence: batches.as_ref().map_or(0.0, Batches::dependence),
+        steadiness: Steadiness {
+            dependence: batches.as_ref().map_or(0.0, Batches::dependence),
+            drift: steady::drift(blocks),
+            little,
+        },
+        warmup: warmed_up,
         busy: client.busy_max,
         occupied: share_max(ended.parts, |part| part.cpu + part.wait),
         connect_max: sum.connect.max(),
-        open: is_open(plan).then(|| open_facts(plan, &sum)),
+        open: is_open(plan).then(|| open_facts(plan, &whole)),
     });
     Report {
         schema: SCHEMA,
@@ -65,11 +77,13 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         requests_per_second: rate(sum.ok_inside, window),
         answers_per_second: rate(sum.answers_inside, window),
         window_s: round(window.as_secs_f64()),
-        wall_s: round(sum.last_end.as_secs_f64()),
+        warmup: warmed_up,
+        little,
+        wall_s: round(whole.last_end.as_secs_f64()),
         latency_ms: Latencies { ok: summary(&sum.ok), all: summary(&sum.all) },
         interval_ms: intervals(plan, batches.as_ref()),
         service_ms: summary(&sum.service),
-        open: is_open(plan).then(|| open_loop(plan, &sum, ended.parts)),
+        open: is_open(plan).then(|| open_loop(plan, &sum, cut, ended.parts)),
         connect_ms: summary(&sum.connect),
         errors,
         stale_keepalive: sum.stale_keepalive,
@@ -86,8 +100,41 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
     }
 }
 
-fn counts(plan: &Plan, sum: &Recorder) -> Counts {
-    let scheduled = plan.requests().unwrap_or(sum.scheduled);
+fn book(ended: &Ended<'_>) -> Book {
+    let mut whole = ended.plan.book();
+    ended.parts.iter().for_each(|part| whole.add(&part.book));
+    whole
+}
+
+/// What is left out at the start, when the measurement begins, and the blocks after that.
+fn warm_up<'book>(plan: &Plan, book: &'book Book) -> (WarmedUp, Duration, &'book [Block]) {
+    let blocks = &book.timeline.blocks;
+    let auto = matches!(plan.options.warmup_used(), Warmup::Auto(_));
+    let cut_blocks = if auto { steady::warm_up(blocks) } else { 0 };
+    let found = CUTS.iter().position(|blocks| *blocks == cut_blocks).map_or(0, |index| index + 1);
+    let cut = if auto { plan.cuts()[found] } else { plan.fixed_warmup() };
+    let (before, _) = book.split(cut);
+    let cut_s = round(cut.as_secs_f64());
+    let warmed_up = WarmedUp { auto, cut_s, requests: before.scheduled, errors: before.errors() };
+    (warmed_up, cut, &blocks[cut_blocks..])
+}
+
+/// `None` for a burst, and when nothing was sent.
+fn little(plan: &Plan, book: &Book, cut: Duration, sum: &Recorder, window: Duration) -> Option<Little> {
+    let latencies = sum.all.mean().as_secs_f64() * sum.all.count() as f64;
+    if plan.load == Load::Burst || latencies == 0.0 || window.is_zero() {
+        return None;
+    }
+    let in_flight = book.in_flight(cut).as_secs_f64();
+    Some(Little {
+        in_flight: round(in_flight / window.as_secs_f64()),
+        rate_times_latency: round(latencies / window.as_secs_f64()),
+        difference: round(in_flight / latencies - 1.0),
+    })
+}
+
+fn counts(plan: &Plan, sum: &Recorder, warmup: u64) -> Counts {
+    let scheduled = plan.requests().map_or(sum.scheduled, |requests| requests - warmup);
     let counts = Counts {
         scheduled,
         ok: sum.ok.count(),
@@ -128,9 +175,9 @@ fn open_facts(plan: &Plan, sum: &Recorder) -> OpenFacts {
     }
 }
 
-fn open_loop(plan: &Plan, sum: &Recorder, parts: &[Part]) -> OpenLoop {
+fn open_loop(plan: &Plan, sum: &Recorder, cut: Duration, parts: &[Part]) -> OpenLoop {
     OpenLoop {
-        offered_per_second: rate(sum.scheduled, plan.load_end().unwrap_or_default()),
+        offered_per_second: rate(sum.scheduled, plan.load_end().unwrap_or_default().saturating_sub(cut)),
         unfinished: sum.unfinished[1],
         send_lag_ms: summary(&sum.lag),
         queued_ms: summary(&sum.queued),
@@ -148,7 +195,7 @@ fn spec(plan: &Plan) -> Spec {
     Spec {
         requests: plan.requests(),
         connections: plan.connections(),
-        duration_s: plan.load.duration().map(|duration| duration.as_secs_f64()),
+        duration_s: plan.load.duration().map(|_| plan.options.duration_used().as_secs_f64()),
         rate: options.rate,
         arrivals: is_open(plan).then(|| options.arrivals_used()),
         seed: is_open(plan).then(|| options.seed_used()),
@@ -229,12 +276,6 @@ fn summary(series: &Series) -> Option<Summary> {
         p999: (series.count() >= P999_COUNT_MIN).then(|| millis(series.quantile(0.999))),
         max: millis(series.max()),
     })
-}
-
-fn timeline(ended: &Ended<'_>) -> Timeline {
-    let mut whole = ended.plan.timeline();
-    ended.parts.iter().for_each(|part| whole.add(&part.timeline));
-    whole
 }
 
 fn intervals(plan: &Plan, batches: Option<&Batches>) -> Option<Intervals> {

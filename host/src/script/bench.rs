@@ -107,7 +107,9 @@ mod functions {
 
     /// As `http`, with options: `mode: "closed"` finds what a target can take, `mode: "open", rate: 1000` how long its
     /// users wait at that rate. The report of an open loop also has `open`: `offered_per_second`, `send_lag_ms` (how late
-    /// the generator was by itself), `queued_ms`, `unfinished` and `connections`.
+    /// the generator was by itself), `queued_ms`, `unfinished` and `connections`. Both also have `warmup` (`auto`, `cut_s`,
+    /// `requests` and `errors` of the start that everything else leaves out) and `little` (`in_flight`,
+    /// `rate_times_latency` and their relative `difference`).
     #[rhai_fn(name = "http", return_raw)]
     pub fn http_with(context: NativeCallContext, url: &str, options: Map) -> Raw<Dynamic> {
         let run = run(&context)?;

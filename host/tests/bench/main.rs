@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use labhost::bench::{self, Arrivals, Mode, Options, Report, Verdict};
+use labhost::bench::{self, Arrivals, Mode, Options, Report, Verdict, Warmup};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},

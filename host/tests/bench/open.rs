@@ -158,6 +158,39 @@ async fn figures_have_intervals_where_there_are_enough_samples() {
 }
 
 #[tokio::test]
+async fn a_given_warmup_is_left_out_of_all_figures() {
+    let server = Server::answering(HELLO);
+    let warmup = Some(Warmup::Fixed(span("50ms")));
+    let options = Options { warmup, requests: None, duration: Some(span("200ms")), ..open(1) };
+    let report = run(&server.url(), &Options { rate: Some(400.0), ..options }).await;
+    // Of 100 that are due every 2.5 ms, the first 20 are in the first 50 ms.
+    assert_eq!((report.warmup.requests, report.warmup.errors, report.warmup.cut_s), (20, 0, 0.05));
+    assert_eq!((report.counts.scheduled, report.counts.ok, report.window_s), (80, 80, 0.2));
+    assert_eq!((report.latency_ms.all.unwrap().count, report.backends[0].count), (80, 80));
+    assert_eq!(report.open.unwrap().offered_per_second, 400.0);
+    assert!(report.reasons.iter().any(|reason| reason.contains("0.05 s is left out, with 20")), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_run_that_ends_in_its_warmup_has_no_figures() {
+    let server = Server::answering(HELLO);
+    let warmup = Some(Warmup::Fixed(span("1m")));
+    let report = run(&server.url(), &Options { warmup, ..closed(2, 50) }).await;
+    assert_eq!((report.warmup.requests, report.counts.scheduled, report.verdict), (50, 0, Verdict::Failed));
+    assert!(report.reasons.iter().any(|reason| reason.contains("ended in its warm-up")), "{report:?}");
+}
+
+#[tokio::test]
+async fn littles_law_is_checked() {
+    let server = Server::fifo(1);
+    let all = run(&server.url(), &Options { rate: Some(200.0), ..open(60) }).await.little.unwrap();
+    // All requests ended within the load's time at most, so nothing is left over at its ends.
+    assert!(all.difference.abs() < 0.001 && all.in_flight > 0.0, "{all:?}");
+    assert!(run(&server.url(), &closed(2, 50)).await.little.unwrap().difference.abs() < 0.001);
+    assert_eq!(run(&server.url(), &burst(5)).await.little, None);
+}
+
+#[tokio::test]
 async fn a_duration_ends_the_arrivals() {
     let server = Server::answering(HELLO);
     let options = |requests| Options { requests, duration: Some(span("50ms")), ..open(1) };
