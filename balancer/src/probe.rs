@@ -24,6 +24,8 @@ use crate::site::{Member, Shared};
 const RELOAD_CHECK: Duration = Duration::from_millis(100);
 /// A probe's answer must have its head within this.
 const HEAD_BYTES: usize = 8 << 10;
+/// With interim answers: a backend that never stops to send them must not keep the thread of all probes.
+const ANSWER_BYTES_MAX: usize = 8 * HEAD_BYTES;
 const HEAD_LIMITS: HeadLimits =
     HeadLimits { head_bytes: HEAD_BYTES, target_bytes: HEAD_BYTES, fields: http::FIELDS_MAX };
 
@@ -136,7 +138,7 @@ async fn check(address: SocketAddr, path: &str) -> io::Result<()> {
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: balancer-probe\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.into_bytes()).await.0?;
-    let mut received = Vec::new();
+    let (mut received, mut bytes) = (Vec::new(), 0);
     let mut buffer = vec![0; HEAD_BYTES];
     loop {
         let (count, returned) = stream.read(buffer).await;
@@ -144,6 +146,10 @@ async fn check(address: SocketAddr, path: &str) -> io::Result<()> {
         let count = count?;
         if count == 0 {
             return Err(io::Error::other("closed before its answer"));
+        }
+        bytes += count;
+        if bytes > ANSWER_BYTES_MAX {
+            return Err(io::Error::other("interim answers without end"));
         }
         received.extend_from_slice(&buffer[..count]);
         if let Some(status) = take_status(&mut received)? {

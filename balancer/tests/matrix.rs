@@ -237,6 +237,7 @@ on_both_drivers! {
             client.send("GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
         }
         let mut operator = UnixStream::connect(balancer.directory.path().join("balancer.json.sock")).expect("it waits");
+        operator.set_read_timeout(Some(common::DEADLINE)).expect("a timeout");
         operator.write_all(b"GET /status HTTP/1.1\r\n\r\n").expect("sent");
         let before = balancer.cpu_ticks();
         std::thread::sleep(Duration::from_secs(1));

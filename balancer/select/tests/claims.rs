@@ -383,6 +383,22 @@ fn threads_share_one_view_of_requests_in_flight() {
 }
 
 #[test]
+fn threads_begin_at_different_backends() {
+    let (cluster, start) = backends(8, Ejection::default(), PolicyKind::default());
+    let firsts: std::collections::HashSet<usize> = (0..32u64)
+        .map(|thread| {
+            let view = Arc::new(View::new(cluster.view().backends().to_vec(), Ejection::default()));
+            let mut picker = Cluster::new(view, PolicyKind::default(), thread.wrapping_mul(0x9e37_79b9));
+            let ticket = picker.pick(start).expect("up");
+            let backend = ticket.backend();
+            picker.finish(ticket, Outcome::Cancelled, start);
+            backend
+        })
+        .collect();
+    assert!(firsts.len() > 4, "{firsts:?}");
+}
+
+#[test]
 fn every_policy_is_found_by_its_name() {
     for kind in PolicyKind::ALL {
         assert_eq!(kind.name().parse(), Ok(kind));

@@ -87,6 +87,7 @@ impl ExpectedLatency {
             let key = (u64::from(in_flight) << 32) | u64::from(turn);
             least = least.min(if cost <= bound { key } else { u64::MAX });
         }
+        assert!(least != u64::MAX, "one of the candidates costs the least");
         self.next.wrapping_add(least as u32)
     }
 
@@ -161,6 +162,10 @@ impl Policy for ExpectedLatency {
     }
 
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
+        let backends = view.backends().len() as u32;
+        if self.next > backends {
+            self.next %= backends; // It is the seed, so that threads and balancers begin at different backends.
+        }
         let bound = self.least(view, candidates, now_ns) * (1.0 + TIE_BAND);
         let best = self.fewest(candidates, bound);
         self.next = best + 1;
