@@ -39,7 +39,6 @@ pub(super) struct Batches {
     /// For each latency that occurred, in order: how many of each batch are not above it.
     steps: Vec<Step>,
     count: [f64; BATCHES],
-    failed: [f64; BATCHES],
     total_ns: [f64; BATCHES],
 }
 
@@ -48,15 +47,6 @@ struct Step {
     low: u64,
     high: u64,
     below: [f64; BATCHES],
-}
-
-/// Which requests a quantile is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Of {
-    /// 2xx answers.
-    Ok,
-    /// All requests, where a failed one takes longer than any answer.
-    All,
 }
 
 impl Batches {
@@ -73,7 +63,6 @@ impl Batches {
         Some(Self {
             steps: steps(&batches),
             count: of(|batch| batch.ok.len() as f64),
-            failed: of(|batch| batch.failed as f64),
             total_ns: of(|batch| batch.total_ns as f64),
         })
     }
@@ -91,17 +80,16 @@ impl Batches {
         Some(Bounds { low: nanos(mean - reach), high: Some(nanos(mean + reach)) })
     }
 
-    /// Of the value that a part `quantile` (0..1) does not exceed; `None` when fewer than ten samples lie beyond it.
-    pub(super) fn quantile(&self, quantile: f64, of: Of) -> Option<Bounds> {
-        let counts = self.counts(of);
-        let count: f64 = counts.iter().sum();
+    /// Of the value that a part `quantile` (0..1) of 2xx answers does not exceed; `None` when fewer than ten samples lie beyond it.
+    pub(super) fn quantile(&self, quantile: f64) -> Option<Bounds> {
+        let count: f64 = self.count.iter().sum();
         if count * quantile.min(1.0 - quantile) < BEYOND_MIN {
             return None;
         }
         // Of independent samples: those in a queue vary more, and none vary less but by chance.
         let least = count * quantile * (1.0 - quantile);
         let steps = self.steps.iter().map(|step| {
-            let excess = excess(step, &counts, quantile);
+            let excess = excess(step, &self.count, quantile);
             (step, excess.iter().sum::<f64>(), variance(&excess).max(least))
         });
         let mut steps = steps.skip_while(|(_, sum, var)| *sum < -T * var.sqrt()).peekable();
@@ -124,10 +112,6 @@ impl Batches {
         let count: f64 = self.count.iter().sum();
         let mean = self.total_ns.iter().sum::<f64>() / count.max(1.0);
         correlation(&std::array::from_fn(|index| self.total_ns[index] - mean * self.count[index]))
-    }
-
-    fn counts(&self, of: Of) -> [f64; BATCHES] {
-        std::array::from_fn(|index| self.count[index] + if of == Of::All { self.failed[index] } else { 0.0 })
     }
 }
 
@@ -206,7 +190,7 @@ mod tests {
         let mut hits = [0; 4];
         for seed in 0..runs {
             let batches = Batches::new(&queue(load, requests, seed).blocks).unwrap();
-            let quantile = |quantile| batches.quantile(quantile, Of::Ok).unwrap();
+            let quantile = |quantile| batches.quantile(quantile).unwrap();
             let bounds = [batches.mean().unwrap(), quantile(0.5), quantile(0.9), quantile(0.99)];
             for (hit, (bounds, truth)) in hits.iter_mut().zip(bounds.iter().zip(truth)) {
                 let is_below = bounds.high.is_none_or(|high| truth <= high.as_secs_f64());
@@ -243,8 +227,8 @@ mod tests {
     #[test]
     fn what_ten_samples_do_not_exceed_is_not_known() {
         let few = batches(900, |n| Some(Duration::from_micros(u64::from(n * 7919 % 900) + 1000)));
-        assert!(few.quantile(0.99, Of::Ok).is_none() && few.mean().is_some());
-        let p90 = few.quantile(0.9, Of::Ok).unwrap();
+        assert!(few.quantile(0.99).is_none() && few.mean().is_some());
+        let p90 = few.quantile(0.9).unwrap();
         let truth = Duration::from_micros(1810);
         assert!(p90.low < truth && p90.high.unwrap() > truth, "{p90:?}");
         assert!(Batches::new(&[Block::new(), Block::new()]).is_none());
@@ -253,20 +237,11 @@ mod tests {
     #[test]
     fn equal_latencies_leave_no_doubt() {
         let calm = batches(5000, |_| Some(Duration::from_millis(3)));
-        for bounds in [calm.mean(), calm.quantile(0.5, Of::Ok), calm.quantile(0.99, Of::Ok)] {
+        for bounds in [calm.mean(), calm.quantile(0.5), calm.quantile(0.99)] {
             let Bounds { low, high } = bounds.unwrap();
             let near = |bound: Duration| (bound.as_secs_f64() / 0.003 - 1.0).abs() < 0.01;
             assert!(near(low) && near(high.unwrap()), "{low:?} {high:?}");
         }
-    }
-
-    #[test]
-    fn a_failed_request_took_longer_than_any_answer() {
-        let some_failed = batches(5000, |n| (n % 50 != 0).then_some(Duration::from_millis(1)));
-        let p97 = some_failed.quantile(0.97, Of::All).unwrap();
-        assert!(p97.high.is_some_and(|high| high < Duration::from_micros(1020)), "{p97:?}");
-        assert!(some_failed.quantile(0.99, Of::All).is_none(), "no answer is as slow as p99");
-        assert!(some_failed.quantile(0.99, Of::Ok).is_some());
     }
 
     #[test]

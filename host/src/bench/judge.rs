@@ -78,7 +78,9 @@ pub(super) struct Steadiness {
 /// What is known of an open loop besides.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpenFacts {
+    /// In the whole run, and in the measured part of it, of which the timeouts are.
     pub(super) scheduled: u64,
+    pub(super) measured: u64,
     pub(super) timeouts: u64,
     /// Due and not ended when half of the time was over, and at its end.
     pub(super) unfinished: [u64; 2],
@@ -98,7 +100,7 @@ const BUSY_MAX: f64 = 0.8;
 const OK_MIN: u64 = 1000;
 /// Independent batches look more dependent than this in one run of a hundred.
 const DEPENDENCE_MAX: f64 = 0.5;
-/// Little's law is exact; more than this is a mistake in counting, or a run that was not steady at its ends.
+/// Little's law is exact in the long run; more than this is a backlog at the beginning or the end.
 const LITTLE_MAX: f64 = 0.02;
 /// Shorter runs are mostly connecting and first answers.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
@@ -147,7 +149,7 @@ impl OpenFacts {
         let [half, end] = self.unfinished.map(|count| count as f64);
         let due = self.scheduled as f64 / 2.0;
         end - half > (due * BEHIND_SHARE_MAX).max(due.sqrt() * BEHIND_SIGMAS)
-            || self.timeouts as f64 > self.scheduled as f64 * BEHIND_SHARE_MAX
+            || self.timeouts as f64 > self.measured as f64 * BEHIND_SHARE_MAX
     }
 }
 
@@ -265,7 +267,7 @@ fn open_reasons(open: &OpenFacts) -> Vec<String> {
         reasons.push(format!(
             "the target did not keep up: {} requests were unfinished after half of the time and {} at its end, \
              {} of {} timed out; latencies depend on the length of the run",
-            open.unfinished[0], open.unfinished[1], open.timeouts, open.scheduled
+            open.unfinished[0], open.unfinished[1], open.timeouts, open.measured
         ));
     }
     if open.queued > 0 {
@@ -311,6 +313,7 @@ mod tests {
 
     const KEPT_UP: OpenFacts = OpenFacts {
         scheduled: 50_000,
+        measured: 50_000,
         timeouts: 0,
         unfinished: [12, 15],
         lag_p99: Duration::from_micros(150),
@@ -365,7 +368,7 @@ mod tests {
         check_open(OpenFacts { timeouts: 1_001, ..KEPT_UP }, Verdict::Overloaded, "1001 of 50000 timed out");
         check_open(OpenFacts { timeouts: 999, ..KEPT_UP }, Verdict::Valid, "");
         // Of 500 that come in half of the time, 60 too many may be chance.
-        let few = OpenFacts { scheduled: 1_000, unfinished: [0, 60], ..KEPT_UP };
+        let few = OpenFacts { scheduled: 1_000, measured: 1_000, unfinished: [0, 60], ..KEPT_UP };
         check_open(few, Verdict::Valid, "");
         check_open(OpenFacts { unfinished: [0, 70], ..few }, Verdict::Overloaded, "70");
     }

@@ -18,14 +18,17 @@ const PIECES: usize = 24;
 
 /// How many blocks at the start differ from the second half of a complete run; 0 or one of [`CUTS`].
 pub(super) fn warm_up(blocks: &[Block]) -> usize {
-    if blocks.len() < BLOCKS_MAX {
+    // The last requests may have been due a little before the end.
+    if blocks.len() < BLOCKS_MAX - CUTS[0] || blocks[blocks.len() / 2..].iter().any(is_outage) {
         return 0;
     }
     let Some(medians) = medians(blocks) else { return 0 };
     let half = &medians[medians.len() / 2..];
     let mut end = 0;
     for next in CUTS {
-        if !differs(&medians[end..next], half) {
+        // Failures are figures, and no warm-up.
+        let fails = blocks[end..next].iter().any(|block| block.failed > 0);
+        if fails || !differs(&medians[end..next], half) {
             break;
         }
         end = next;
@@ -43,9 +46,17 @@ pub(super) fn drift(blocks: &[Block]) -> Option<f64> {
     for (index, block) in blocks.iter().enumerate() {
         pieces[index * PIECES / blocks.len()].add(block);
     }
+    if pieces.iter().any(is_outage) {
+        return None;
+    }
     let medians = medians(&pieces)?;
     let (first, second) = medians.split_at(PIECES / 2);
     differs(first, second).then(|| median(second) / median(first))
+}
+
+/// Nothing was answered, so that there is no median to compare.
+fn is_outage(block: &Block) -> bool {
+    block.ok.is_empty() && block.failed > 0
 }
 
 /// `None` when blocks have too few latencies.
@@ -113,6 +124,20 @@ mod tests {
         for begin in [0.01, 0.1, 0.3, 0.7, 0.97] {
             let stalled = run(3, |at| if (begin..begin + 0.015).contains(&at) { 500.0 } else { 5.0 });
             assert_eq!((warm_up(&stalled), drift(&stalled)), (0, None), "at {begin}");
+        }
+    }
+
+    #[test]
+    fn an_outage_is_no_warm_up_and_no_drift() {
+        for outage in [0.0..0.3, 0.0..0.05, 0.5..1.0] {
+            let mut blocks = run(3, |_| 5.0);
+            for (index, block) in blocks.iter_mut().enumerate() {
+                if outage.contains(&(index as f64 / BLOCKS_MAX as f64)) {
+                    *block = Block::new();
+                    (0..25).for_each(|_| block.record(None));
+                }
+            }
+            assert_eq!((warm_up(&blocks), drift(&blocks)), (0, None), "{outage:?}");
         }
     }
 

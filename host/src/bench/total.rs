@@ -10,7 +10,7 @@ use std::{
 use super::{
     book::Book,
     generate::Part,
-    interval::{self, Batches, Of},
+    interval::{self, Batches},
     judge::{Facts, OpenFacts, Steadiness, judge},
     limits::Descriptors,
     options::Warmup,
@@ -63,7 +63,7 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         busy: client.busy_max,
         occupied: share_max(ended.parts, |part| part.cpu + part.wait),
         connect_max: sum.connect.max(),
-        open: is_open(plan).then(|| open_facts(plan, &whole)),
+        open: is_open(plan).then(|| open_facts(plan, &whole, &sum)),
     });
     Report {
         schema: SCHEMA,
@@ -162,11 +162,13 @@ fn is_open(plan: &Plan) -> bool {
     matches!(plan.load, Load::Open { .. })
 }
 
-fn open_facts(plan: &Plan, sum: &Recorder) -> OpenFacts {
+/// Of the measured part, but for what was unfinished at half and at the end of the whole load.
+fn open_facts(plan: &Plan, whole: &Recorder, sum: &Recorder) -> OpenFacts {
     OpenFacts {
-        scheduled: sum.scheduled,
+        scheduled: whole.scheduled,
+        measured: sum.scheduled,
         timeouts: sum.timeout,
-        unfinished: sum.unfinished,
+        unfinished: whole.unfinished,
         lag_p99: sum.lag.quantile(0.99),
         latency_p99: sum.all.quantile(0.99),
         connections_max: plan.connections(),
@@ -280,7 +282,7 @@ fn summary(series: &Series) -> Option<Summary> {
 
 fn intervals(plan: &Plan, batches: Option<&Batches>) -> Option<Intervals> {
     let batches = batches.filter(|_| plan.load != Load::Burst)?;
-    let quantile = |quantile| batches.quantile(quantile, Of::Ok).map(bounds);
+    let quantile = |quantile| batches.quantile(quantile).map(bounds);
     Some(Intervals {
         mean: batches.mean().map(bounds),
         p50: quantile(0.5),
