@@ -79,7 +79,11 @@ fn run_makes_the_lab_anew_when_all_artifacts_were_deleted() {
 fn stop_works_when_all_artifacts_were_deleted() {
     let lab = Lab::up();
     fs::remove_dir_all(lab.artifacts()).unwrap();
-    lab.labhost(&["recipes/stop.rhai"]).expect(7).expect_says("agent");
+    // The agent may be gone by now: it looks for its directory now and then, and ends without it.
+    lab.labhost(&["recipes/stop.rhai"])
+        .expect(7)
+        .expect_says("this would remove")
+        .expect_says("the directory");
     lab.stop().expect(0);
     lab.assert_nothing_left();
 }
