@@ -32,6 +32,25 @@ impl Message {
         self.fields.iter().find(|(n, _)| n == name.as_bytes()).map(|(_, value)| value.as_slice())
     }
 
+    /// The protocols to change to, if that is asked for in earnest: one `Upgrade`, which `Connection` names, in
+    /// HTTP/1.1, and neither h2c nor nothing among them.
+    fn protocols(&self) -> Option<&[u8]> {
+        let parts = |value: &[u8]| -> Vec<Vec<u8>> {
+            value.split(|byte| *byte == b',').map(|part| part.trim_ascii().to_ascii_lowercase()).collect()
+        };
+        let named = self.values("connection").into_iter().flat_map(parts).any(|option| option == b"upgrade");
+        let &[protocols] = self.values("upgrade").as_slice() else { return None };
+        let usable = parts(protocols).iter().all(|protocol| !protocol.is_empty() && protocol != b"h2c");
+        (self.version == 1 && named && usable).then_some(protocols)
+    }
+
+    fn upgrade_fields(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let fields = |protocols: &[u8]| {
+            vec![(b"connection".to_vec(), b"upgrade".to_vec()), (b"upgrade".to_vec(), protocols.to_vec())]
+        };
+        self.protocols().map(fields).unwrap_or_default()
+    }
+
     fn values(&self, name: &str) -> Vec<&[u8]> {
         self.fields.iter().filter(|(n, _)| n == name.as_bytes()).map(|(_, value)| value.as_slice()).collect()
     }
@@ -197,6 +216,7 @@ fn forwarded_request(
     if adds {
         add_proxy_fields(&mut expected, found, kind);
     }
+    expected.fields.extend(found.message.upgrade_fields());
     expected.fields = Message::sorted(std::mem::take(&mut expected.fields));
     (out, expected)
 }
@@ -247,6 +267,9 @@ fn forwarded_response(
     if http::write_response(&mut out, response, connection, version) {
         expected.version = 1;
         expected.fields = found.message.end_to_end();
+        if expected.start == b"101" {
+            expected.fields.extend(found.message.upgrade_fields());
+        }
         expected.fields.extend(connection.map(|value| (b"connection".to_vec(), value.to_vec())));
         if version == 0 {
             expected.fields.retain(|(name, _)| name != b"transfer-encoding");
