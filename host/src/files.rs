@@ -13,6 +13,9 @@ use serde::Serialize;
 
 use crate::{Error, Kind, error::Context as _};
 
+/// What to do when the state folder cannot be used.
+pub const OTHER_FOLDER: &str = "The lab's state must lie in a folder of yours; choose one with --state DIR.";
+
 /// Makes a directory and its parents, readable by the owner only.
 pub fn make_dir(path: &Path) -> Result<(), Error> {
     fs::DirBuilder::new()
@@ -20,9 +23,7 @@ pub fn make_dir(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .context(Kind::Usage, || format!("create {}", path.display()))
-        .map_err(|error| {
-            error.with_hint("The lab's state must lie in a folder of yours; choose one with --state DIR.")
-        })
+        .map_err(|error| error.with_hint(OTHER_FOLDER))
 }
 
 /// Writes JSON under a temporary name, syncs it and renames it, so that readers see the old file or the new one.

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Kind, error::Context as _, units::epoch_s};
+use crate::{Error, Kind, error::Context as _, files::OTHER_FOLDER, identity, units::epoch_s};
 
 /// Who holds the lock, as written into the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,8 +32,6 @@ pub struct Lock {
 /// How often a lock file that was removed under our feet is opened anew; each time means that another labhost
 /// finished a `stop` in between.
 const REOPEN_MAX: u32 = 10;
-
-const OTHER_FOLDER: &str = "The lab's state must lie in a folder of yours; choose one with --state DIR.";
 
 impl Lock {
     /// Takes the lock `path` at once or names its holder in an error of `Kind::Locked`.
@@ -101,7 +99,7 @@ fn not_opened(path: &Path, cause: &std::io::Error) -> Error {
 /// for the same lab, and what it writes the first could not read.
 fn refuse_foreign(file: &File, path: &Path) -> Result<(), Error> {
     let owner = file.metadata().context(Kind::Internal, || format!("look at {}", path.display()))?.uid();
-    if owner == rustix::process::geteuid().as_raw() {
+    if owner == identity::uid() {
         return Ok(());
     }
     Err(Error::usage(format!("this lab belongs to user {owner}: {} is theirs", path.display()))
