@@ -136,6 +136,18 @@ fn closed_load_keeps_its_clients_busy() {
 }
 
 #[test]
+fn clients_that_are_refused_at_once_ask_again_after_a_round_trip() {
+    let mut scenario = calm(1);
+    scenario.load = Load::Closed { clients: 3, think: Duration::ZERO };
+    scenario.until = SECOND;
+    scenario.retry.refused_after = MS;
+    scenario.changes = vec![change(Duration::ZERO, 0, What::Drain(true))];
+    let run = run(&scenario, &ROUND_ROBIN, 1);
+    let refused = run.records.iter().filter(|record| record.ending == Ending::Refused).count();
+    assert!((2990..=3003).contains(&refused), "{refused}");
+}
+
+#[test]
 fn private_threads_see_only_their_own_requests_and_late_ones_learn_of_the_others() {
     let collide = |sharing| {
         let mut scenario = calm(8);

@@ -168,7 +168,10 @@ impl World<'_> {
         if request.client != NOBODY
             && let Load::Closed { think, .. } = self.scenario.load
         {
-            let at_ns = self.now_ns + think.as_nanos() as u64;
+            // Whatever the answer, it takes a round trip: otherwise who is refused at once would ask without end, and time
+            // stand still.
+            let round_trip_ns = (self.scenario.retry.refused_after.as_nanos() as u64).max(1);
+            let at_ns = (self.now_ns + think.as_nanos() as u64).max(request.arrived_ns + round_trip_ns);
             self.agenda.add(at_ns, Event::Send { client: request.client });
         }
     }
