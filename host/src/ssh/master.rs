@@ -54,13 +54,15 @@ pub(crate) async fn start(
     prepare(control_dir)?;
     let end = Instant::now() + deadline;
     let mut wait = RETRY_FIRST;
+    // An attempt that the deadline cuts off says less than one before it that came to an end.
+    let mut failure = "no answer".to_owned();
     loop {
-        let failure = match tokio::time::timeout_at(end, attempt(instance, config, control_dir)).await {
+        match tokio::time::timeout_at(end, attempt(instance, config, control_dir)).await {
             Ok(Ok(master)) => return Ok(master),
             Ok(Err(Failure::Final(error))) => return Err(error),
-            Ok(Err(Failure::Again(reason))) => reason,
-            Err(_) => "no answer".to_owned(),
-        };
+            Ok(Err(Failure::Again(reason))) => failure = reason,
+            Err(_) => {}
+        }
         if Instant::now() + wait >= end {
             let operation = connect_to(instance);
             return Err(Error::host(format!("{operation}: {failure}, for {}", Span(deadline)))

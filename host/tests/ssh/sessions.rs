@@ -76,8 +76,8 @@ pub(crate) async fn a_refused_login_key_is_final(mut target: Target) {
 pub(crate) async fn connect_waits_for_a_server_that_starts_late(mut target: Target) {
     let cancel = CancellationToken::new();
     let mut server_may_start = true;
-    let before = target.connect_for(Duration::from_secs(3), &cancel).await.err().unwrap();
-    assert!(before.message.contains("connection refused, for 3s"), "{before}");
+    let before = target.connect_for(Duration::from_secs(5), &cancel).await.err().unwrap();
+    assert!(before.message.contains("connection refused, for 5s"), "{before}");
     let config = target.path("state/ssh_config");
     let (instance, control) = (target.instance.clone(), target.control.path().to_owned());
     let connect = Session::connect(&instance, &config, &control, DEADLINE, &cancel);
