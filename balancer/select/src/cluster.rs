@@ -1,180 +1,20 @@
 //! A thread's picker over the shared view of one cluster.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use crate::backend::{Backend, Health};
 use crate::decision::{Belief, Compared, Decision, Decisions, Why};
 use crate::policy::{Policy, PolicyKind, Sample};
 use crate::random::Random;
-use crate::sync::Mutex;
+use crate::ticket::{Outcome, Ticket, nanoseconds};
+use crate::view::View;
 
 /// A cluster is sampled when it has more than this many backends per candidate wanted; else looking at all of them is
 /// as cheap.
 const SAMPLED_ABOVE: usize = 4;
 /// Draws per candidate wanted, before the cluster is looked at as a whole.
 const DRAWS: usize = 4;
-
-/// How a request ended, as far as its backend is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// A complete answer that is not the backend's fault, whatever its status.
-    Success,
-    /// No answer, a broken one, or one that says that the backend is unwell.
-    Failure,
-    /// Given up for a reason that says nothing about the backend, such as a client that went away.
-    Cancelled,
-}
-
-/// One request in flight on one backend. It must come back through [`Cluster::finish`].
-#[derive(Debug)]
-#[must_use = "an unfinished ticket keeps its backend looking busy"]
-pub struct Ticket {
-    backend: usize,
-    in_flight_before: u32,
-    picked_ns: u64,
-    answered_ns: Option<u64>,
-    epoch: Instant,
-}
-
-impl Ticket {
-    /// Position of the backend in [`View::backends`].
-    #[must_use]
-    pub fn backend(&self) -> usize {
-        self.backend
-    }
-
-    /// Notes that a long answer has begun. Its latency is measured up to here: how fast the rest moves depends on
-    /// the client as well, and a slow client must not look like a slow backend. The first note counts.
-    pub fn answered(&mut self, now: Instant) {
-        let now_ns = nanoseconds(self.epoch, now);
-        self.answered_ns.get_or_insert(now_ns);
-    }
-
-    /// From the choice to the answer, or to `now` if no answer was noted.
-    #[must_use]
-    pub fn latency(&self, now: Instant) -> Duration {
-        Duration::from_nanos(self.latency_ns(nanoseconds(self.epoch, now)))
-    }
-
-    fn latency_ns(&self, now_ns: u64) -> u64 {
-        self.answered_ns.unwrap_or(now_ns).saturating_sub(self.picked_ns)
-    }
-}
-
-/// Times are counted in nanoseconds from an epoch: subtracting two `Instant`s costs more than a choice.
-fn nanoseconds(epoch: Instant, now: Instant) -> u64 {
-    now.saturating_duration_since(epoch).as_nanos() as u64
-}
-
-/// When a backend that fails is passed over. Applies to every policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ejection {
-    /// Failures in a row that eject; 0 never ejects.
-    pub failures_in_row: u32,
-    /// Time of the first ejection; it doubles with each that follows.
-    pub time_base: Duration,
-    pub time_max: Duration,
-    /// At most this share of the cluster is ejected at once, in percent. A cluster of one is never ejected.
-    pub ejected_percent_max: u32,
-}
-
-impl Default for Ejection {
-    fn default() -> Self {
-        Self {
-            failures_in_row: 5,
-            time_base: Duration::from_secs(1),
-            time_max: Duration::from_secs(30),
-            ejected_percent_max: 50,
-        }
-    }
-}
-
-/// Share of the deadline that a backend's requests may take it on average: where they share its cores and their work is
-/// exponential, the slowest of a hundred takes about five times that, and it may have waited before.
-const WORKING: u32 = 16;
-/// Share of the deadline that a request may be expected to wait before a backend has room.
-const WAITING: u32 = 8;
-/// A request that has waited for this share of the deadline is refused: it could not be answered in time.
-const WAITED: u32 = 2;
-
-/// How many requests a cluster's backends may have at once. Applies to every policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// An answer after this is of no use, so that no request waits for long.
-    pub deadline: Duration,
-    /// Whether each backend may have only what it is found to answer long before the deadline. Where some requests are
-    /// long by nature and others are not, what is found is too little.
-    pub learns: bool,
-    /// What one backend may have at most, whatever is learnt of it.
-    pub in_flight_max: u32,
-}
-
-/// What all threads share of one cluster.
-#[derive(Debug)]
-pub struct View {
-    backends: Vec<Arc<Backend>>,
-    ejection: Ejection,
-    deadline: Option<Duration>,
-    /// What a backend has may take it this long, where limits are learnt.
-    window_ns: Option<f64>,
-    /// Held while one thread decides on an ejection, so that two cannot exceed the share together.
-    ejecting: Mutex<()>,
-}
-
-impl View {
-    #[must_use]
-    pub fn new(backends: Vec<Arc<Backend>>, ejection: Ejection) -> Self {
-        Self { backends, ejection, deadline: None, window_ns: None, ejecting: Mutex::new(()) }
-    }
-
-    /// Limits what each backend has at once, so that requests beyond wait in the balancer, for whichever backend has
-    /// room first, or are refused at once. Without limits an overloaded backend works on requests whose clients have
-    /// gone.
-    #[must_use]
-    pub fn limited(mut self, limits: Limits) -> Self {
-        self.backends.iter().for_each(|backend| backend.set_limit_max(limits.in_flight_max, limits.learns));
-        self.deadline = Some(limits.deadline);
-        self.window_ns = limits.learns.then(|| (limits.deadline / WORKING).as_nanos() as f64);
-        self
-    }
-
-    /// Whether a request for which no backend has room now should wait, with `ahead` waiting before it: for how long at
-    /// most, or `None` if it is to be refused. That is when no backend may take a request, or when the wait would be
-    /// too long by what the backends answer now.
-    #[must_use]
-    pub fn wait(&self, ahead: usize, now: Instant) -> Option<Duration> {
-        let deadline = self.deadline?;
-        let up = self.backends.iter().filter(|backend| backend.health(now) == Health::Up);
-        let per_ns = up.map(|backend| backend.averages().answers_per_ns()).sum::<f64>();
-        let wait_ns = (deadline / WAITING).as_nanos() as f64;
-        (ahead as f64 + 1.0 <= per_ns * wait_ns).then_some(deadline / WAITED)
-    }
-
-    #[must_use]
-    pub fn backends(&self) -> &[Arc<Backend>] {
-        &self.backends
-    }
-
-    /// Whether any backend is up, with room or without.
-    #[must_use]
-    pub fn is_up(&self, now: Instant) -> bool {
-        self.backends.iter().any(|backend| backend.health(now) == Health::Up)
-    }
-
-    /// Ejects `backend` unless it is ejected already or too much of the cluster is.
-    fn eject(&self, backend: &Backend, now_ns: u64) {
-        let _deciding = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-        if backend.health_at(now_ns) == Health::Ejected {
-            return;
-        }
-        let ejected = self.backends.iter().filter(|b| b.health_at(now_ns) == Health::Ejected).count();
-        let allowed = self.backends.len() * self.ejection.ejected_percent_max as usize / 100;
-        if ejected < allowed {
-            backend.eject(self.ejection.time_base, self.ejection.time_max, now_ns);
-        }
-    }
-}
 
 /// A picker: one per thread and cluster.
 pub struct Cluster {

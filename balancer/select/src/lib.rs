@@ -21,11 +21,15 @@ mod random;
 #[cfg(not(loom))]
 pub mod sim;
 mod sync;
+mod ticket;
+mod view;
 
 pub use backend::{Backend, Health};
-pub use cluster::{Cluster, Ejection, Limits, Outcome, Ticket, View};
+pub use cluster::Cluster;
 pub use decision::{Belief, COMPARED_MAX, Compared, DECISIONS_MAX, Decision, Why};
 pub use estimate::Estimate;
 pub use policy::{Policy, PolicyKind, Sample, UnknownPolicy};
 pub use queue::Queue;
 pub use random::Random;
+pub use ticket::{Outcome, Ticket};
+pub use view::{Ejection, Limits, View};

@@ -2,9 +2,9 @@
 
 use super::two_choices::draw_two;
 use super::{Policy, Sample};
-use crate::cluster::View;
 use crate::decision::Belief;
 use crate::random::Random;
+use crate::view::View;
 
 /// Defaults of its configuration: decay, aggregation, time and penalty of an unknown host, samples kept.
 const DECAY_S: f64 = 10.0;

@@ -2,9 +2,9 @@
 
 use super::Policy;
 use crate::backend::Backend;
-use crate::cluster::View;
 use crate::decision::Belief;
 use crate::estimate::{Averages, STALE_NS, price};
+use crate::view::View;
 
 /// Costs within this share of the smallest are equal: what differs less is noise, and following noise sends
 /// every thread to one backend.

@@ -1,8 +1,8 @@
 //! The candidate with the fewest requests in flight.
 
 use super::Policy;
-use crate::cluster::View;
 use crate::random::Random;
+use crate::view::View;
 
 /// Looks at every candidate, from a random start, and takes one with the fewest requests in flight; ties are
 /// broken evenly at random.

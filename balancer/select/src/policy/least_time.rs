@@ -1,8 +1,8 @@
 //! nginx's least_time.
 
 use super::{Policy, Sample};
-use crate::cluster::View;
 use crate::decision::Belief;
+use crate::view::View;
 
 /// Response times are rounded up to the next multiple, "to allow round-robin for peers with close response times".
 const CLUSTER_MS: u64 = 20;

@@ -23,8 +23,8 @@ pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
 pub(crate) use two_choices::{TwoChoices, TwoChoicesPeakEwma};
 
-use crate::cluster::View;
 use crate::decision::Belief;
+use crate::view::View;
 
 /// A request that has ended, but not one that was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

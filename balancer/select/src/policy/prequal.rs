@@ -1,9 +1,9 @@
 //! Prequal's rule on what the balancer itself sees.
 
 use super::{Policy, Sample};
-use crate::cluster::View;
 use crate::decision::Belief;
 use crate::random::Random;
+use crate::view::View;
 
 /// Latencies remembered per backend and class of load; their median is the estimate.
 const REMEMBERED: usize = 16;

@@ -1,8 +1,8 @@
 //! The candidate whose probes were answered soonest.
 
 use super::Policy;
-use crate::cluster::View;
 use crate::decision::Belief;
+use crate::view::View;
 
 /// Takes the candidate with the smallest average of active probes' latency ([`crate::Backend::probed`]) and ignores
 /// what is in flight: between two probes one backend gets everything. The first one wins a tie, and a backend that

@@ -1,8 +1,8 @@
 //! Any candidate.
 
 use super::Policy;
-use crate::cluster::View;
 use crate::random::Random as Generator;
+use crate::view::View;
 
 /// Takes each candidate with the same chance. Ignores load and latency; it is here to compare with.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Each candidate in its turn.
 
 use super::Policy;
-use crate::cluster::View;
 use crate::random::Random;
+use crate::view::View;
 
 /// Takes the candidates one after the other, each thread from a place of its own. Ignores load and latency, so
 /// a slow backend gets as much as a quick one; it is here to compare with.

@@ -1,9 +1,9 @@
 //! The better of two candidates.
 
 use super::{Policy, Sample};
-use crate::cluster::View;
 use crate::decision::Belief;
 use crate::random::Random;
+use crate::view::View;
 
 /// Two different candidates, evenly at random (Mitzenmacher, 2001: the power of two choices).
 pub(super) fn draw_two(candidates: &[u32], random: &mut Random) -> (usize, usize) {

@@ -1,10 +1,10 @@
 //! Policies that know more than a balancer does: the true capacities, or what backends report.
 
 use super::reports::Reports;
-use crate::cluster::View;
 use crate::policy::prequal::{HotLine, Probed, choose};
 use crate::policy::{Policy, Sample};
 use crate::random::Random;
+use crate::view::View;
 
 /// Smooth weighted round-robin as in nginx (`ngx_http_upstream_get_peer`): each time every backend gains its weight,
 /// the one that has most is taken and loses the sum.
@@ -230,7 +230,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::cluster::Ejection;
+    use crate::view::Ejection;
 
     fn view() -> View {
         View::new(Vec::new(), Ejection::default())

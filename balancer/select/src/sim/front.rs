@@ -13,7 +13,9 @@ use super::contender::Contender;
 use super::reports::Reports;
 use super::scenario::{Scenario, Sharing};
 use crate::backend::Backend;
-use crate::cluster::{Cluster, Limits, Outcome, Ticket, View};
+use crate::cluster::Cluster;
+use crate::ticket::{Outcome, Ticket};
+use crate::view::{Limits, View};
 
 /// What one thread hears of another's request, in time or late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

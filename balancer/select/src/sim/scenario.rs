@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::load::Load;
 use super::machine::Spec;
 use super::work::Work;
-use crate::cluster::Ejection;
+use crate::view::Ejection;
 
 /// The live balancer's default for [`Waiting::count_max`].
 const WAITING_MAX: usize = 1024;

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
-use crate::cluster::{Cluster, Ejection, Outcome, Ticket, View};
+use crate::cluster::Cluster;
 use crate::policy::PolicyKind;
+use crate::ticket::{Outcome, Ticket};
+use crate::view::{Ejection, View};
 
 /// Everything that a cluster's pickers were told, in the order in which they were told it, and what they chose. Times
 /// are nanoseconds since the epoch of the backends. Of threads that decide at the same time the order is that of the

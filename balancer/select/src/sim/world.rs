@@ -17,9 +17,9 @@ use super::reports::Reports;
 use super::run::{Ending, Record, Run};
 use super::scenario::{FOREVER, Scenario, Sharing};
 use super::slab::Slab;
-use crate::cluster::Ticket;
 use crate::queue::Queue;
 use crate::random::Random;
+use crate::ticket::Ticket;
 
 /// Attempts of one request that are kept apart so that none goes to a backend twice.
 const TRIED_MAX: usize = 8;

@@ -1,11 +1,11 @@
 //! A request's life: arrival, attempts, end.
 
 use super::{Event, Job, Load, NEVER, NOBODY, Request, TRIED_MAX, World};
-use crate::cluster::{Outcome, Ticket};
 use crate::sim::front::News;
 use crate::sim::run::{Ending, Record};
 use crate::sim::scenario::FOREVER;
 use crate::sim::work::unit;
+use crate::ticket::{Outcome, Ticket};
 
 impl World<'_> {
     /// An arrival of the open load.
