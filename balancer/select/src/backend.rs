@@ -264,11 +264,19 @@ impl Backend {
         if self.failures_in_row.load(Relaxed) != 0 {
             self.failures_in_row.store(0, Relaxed);
         }
-        if self.is_on_trial() && now_ns >= self.ejected_until_ns.load(Relaxed) {
+        if self.ejections.load(Relaxed) != 0 || self.is_on_trial() {
+            self.passed(forget_after, now_ns);
+        }
+    }
+
+    /// Notes a success of one that was ejected not long ago.
+    #[cold]
+    fn passed(&self, forget_after: Duration, now_ns: u64) {
+        let until_ns = self.ejected_until_ns.load(Relaxed);
+        if self.is_on_trial() && now_ns >= until_ns {
             self.doubt(SUSPECT, false);
         }
-        let clean_since = self.ejected_until_ns.load(Relaxed).saturating_add(forget_after.as_nanos() as u64);
-        if self.ejections.load(Relaxed) != 0 && now_ns > clean_since {
+        if now_ns > until_ns.saturating_add(forget_after.as_nanos() as u64) {
             self.ejections.store(0, Relaxed);
         }
     }

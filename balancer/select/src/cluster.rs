@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Health};
 use crate::decision::{Belief, Compared, Decision, Decisions, Why};
+use crate::estimate::float;
 use crate::policy::{Policy, PolicyKind, Sample};
 use crate::random::Random;
 use crate::ticket::{Outcome, Ticket, nanoseconds};
@@ -90,9 +91,9 @@ impl Cluster {
         if let Some(backend) = self.policy.explore(&self.view, now_ns)
             && self.may_take(backend, tried, now_ns)
         {
-            let note = self.note(backend, Why::Explored, now_ns);
+            self.note(backend, Why::Explored, now_ns);
             if let Some(in_flight_before) = self.enter(backend, now_ns) {
-                self.remember(note);
+                self.remember();
                 return Some(ticket(backend, in_flight_before));
             }
         }
@@ -104,14 +105,14 @@ impl Cluster {
                 [only] => *only as usize,
                 several => self.policy.choose(&self.view, several, now_ns),
             };
-            let note = self.note(backend, why, now_ns);
+            self.note(backend, why, now_ns);
             let entered = if panics {
                 Some(self.view.backends[backend].enter(now_ns))
             } else {
                 self.enter(backend, now_ns)
             };
             if let Some(in_flight_before) = entered {
-                self.remember(note);
+                self.remember();
                 return Some(ticket(backend, in_flight_before));
             }
             self.candidates.retain(|&candidate| candidate as usize != backend);
@@ -147,7 +148,7 @@ impl Cluster {
         match outcome {
             Outcome::Cancelled => {}
             Outcome::Success => {
-                let latency_ns = ticket.latency_ns(now_ns) as f64;
+                let latency_ns = float(ticket.latency_ns(now_ns));
                 // It found some and left some: those that came meanwhile were in its way as well.
                 let others = (f64::from(ticket.in_flight_before) + f64::from(left)) / 2.0;
                 backend.averages().learn(Some(latency_ns), others, now_ns);
@@ -191,14 +192,17 @@ impl Cluster {
         }
     }
 
-    /// What `chosen` was compared with, while choices are recorded. Taken before the request is counted on it.
-    fn note(&self, chosen: usize, why: Why, now_ns: u64) -> Option<Decision> {
-        if self.decisions.is_some() { Some(self.compare(chosen, why, now_ns)) } else { None }
+    /// Notes what `chosen` was compared with, while choices are recorded. Taken before the request is counted on it.
+    fn note(&mut self, chosen: usize, why: Why, now_ns: u64) {
+        if self.decisions.is_some() {
+            self.compare(chosen, why, now_ns);
+        }
     }
 
     #[cold]
     #[inline(never)]
-    fn compare(&self, chosen: usize, why: Why, now_ns: u64) -> Decision {
+    fn compare(&mut self, chosen: usize, why: Why, now_ns: u64) {
+        let Some(decisions) = &mut self.decisions else { return };
         let alone = [chosen as u32];
         let (why, compared) = match (why, self.candidates.as_slice()) {
             (Why::Explored, _) | (Why::Panic, [_]) => (why, &alone[..]),
@@ -211,27 +215,27 @@ impl Cluster {
             let in_flight = self.view.backends[backend as usize].in_flight();
             decision.add(Compared { backend, in_flight, cost });
         }
-        decision
+        decisions.note(decision);
     }
 
-    fn remember(&mut self, note: Option<Decision>) {
-        if let (Some(decision), Some(decisions)) = (note, &mut self.decisions) {
-            decisions.add(decision);
+    /// What was noted last was done.
+    fn remember(&mut self) {
+        if let Some(decisions) = &mut self.decisions {
+            decisions.remember();
         }
     }
 
     /// Fills the candidates: enough of those that are up, else all that are. When there are none, those that only a
     /// guess keeps out, and says so.
     fn gather(&mut self, tried: &[usize], now_ns: u64) -> bool {
-        self.candidates.clear();
         if let Some(wanted) = self.sample {
+            self.candidates.clear();
             self.draw(wanted, tried, now_ns);
         }
-        if self.candidates.is_empty() {
-            for (index, backend) in self.view.backends.iter().enumerate() {
-                if backend.may_take(now_ns) && backend.has_room() && !tried.contains(&index) {
-                    self.candidates.push(index as u32);
-                }
+        if self.sample.is_none() || self.candidates.is_empty() {
+            self.gather_open(now_ns);
+            if !tried.is_empty() {
+                self.candidates.retain(|&index| !tried.contains(&(index as usize)));
             }
         }
         if !self.candidates.is_empty() {
@@ -250,6 +254,22 @@ impl Cluster {
             self.candidates.extend(free.map(|(index, _)| index as u32));
         }
         panics
+    }
+
+    /// All that may take a request and have room.
+    fn gather_open(&mut self, now_ns: u64) {
+        let backends = &self.view.backends;
+        // Written by position and cut afterwards: pushing asks each time whether there is memory.
+        self.candidates.resize(backends.len(), 0);
+        let candidates = self.candidates.as_mut_slice();
+        let mut found = 0;
+        for (index, backend) in backends.iter().enumerate() {
+            if backend.may_take(now_ns) && backend.has_room() {
+                candidates[found] = index as u32;
+                found += 1;
+            }
+        }
+        self.candidates.truncate(found);
     }
 
     fn draw(&mut self, wanted: usize, tried: &[usize], now_ns: u64) {

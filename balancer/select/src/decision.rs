@@ -97,14 +97,24 @@ pub(crate) struct Decisions {
     ring: Vec<Decision>,
     /// Where the next one goes once the ring is full.
     next: usize,
+    /// A choice whose request is not yet counted on its backend.
+    noted: Option<Decision>,
 }
 
 impl Decisions {
     pub(crate) fn new() -> Self {
-        Self { ring: Vec::with_capacity(DECISIONS_MAX), next: 0 }
+        Self { ring: Vec::with_capacity(DECISIONS_MAX), next: 0, noted: None }
     }
 
-    pub(crate) fn add(&mut self, decision: Decision) {
+    pub(crate) fn note(&mut self, decision: Decision) {
+        self.noted = Some(decision);
+    }
+
+    /// Adds what was noted last.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn remember(&mut self) {
+        let Some(decision) = self.noted.take() else { return };
         if self.ring.len() < DECISIONS_MAX {
             self.ring.push(decision);
         } else {
@@ -128,7 +138,8 @@ mod tests {
         let mut decisions = Decisions::new();
         let capacity = decisions.ring.capacity();
         for at_ns in 0..200 {
-            decisions.add(Decision::new(at_ns, 0, Why::Only));
+            decisions.note(Decision::new(at_ns, 0, Why::Only));
+            decisions.remember();
         }
         let times: Vec<u64> = decisions.iter().map(|decision| decision.at_ns).collect();
         assert_eq!(times, (200 - DECISIONS_MAX as u64..200).collect::<Vec<_>>());

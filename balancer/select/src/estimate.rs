@@ -64,8 +64,9 @@ pub(crate) fn price(latency_ns: f64) -> f64 {
 pub(crate) struct Averages {
     /// Read by every choice: [`price`] of the latency per request, 0 while unknown.
     price: AtomicU64,
-    /// From then on its silence is too long; 0 while its latency is unknown.
-    overdue_from_ns: AtomicU64,
+    /// Until then the price is all that there is to weigh: from then on its silence may be too long. 0 while its latency
+    /// is unknown or a recent request failed.
+    calm_until_ns: AtomicU64,
     failing: AtomicU64,
     /// Silence that is longer than this is too long; 0 while unknown.
     overdue_ns: AtomicU64,
@@ -76,6 +77,8 @@ pub(crate) struct Averages {
     count: AtomicU64,
     in_flight: AtomicU64,
     latency_ns: AtomicU64,
+    /// The last over the one before it, so that the next sample need not divide.
+    latency_per_request_ns: AtomicU64,
     /// Average latency of requests that found few others: what an answer takes at best.
     base_ns: AtomicU64,
     samples: AtomicU32,
@@ -102,8 +105,7 @@ impl Averages {
 
     /// [`Estimate::latency_per_request_ns`].
     pub(crate) fn latency_per_request_ns(&self) -> f64 {
-        let in_flight = load(&self.in_flight);
-        if in_flight > 0.0 { load(&self.latency_ns) / in_flight } else { 0.0 }
+        load(&self.latency_per_request_ns)
     }
 
     /// Requests in flight that are answered within `window_ns`, or within twice the time that an answer takes at
@@ -114,7 +116,7 @@ impl Averages {
 
     /// Answers per nanosecond when it is busy; infinite while nothing is known.
     pub(crate) fn answers_per_ns(&self) -> f64 {
-        SILENCE / self.overdue_ns.load(Relaxed) as f64
+        SILENCE / float(self.overdue_ns.load(Relaxed))
     }
 
     /// [`price`] of the latency per request; 0 while unknown.
@@ -132,17 +134,18 @@ impl Averages {
         now_ns.saturating_sub(self.updated_ns.load(Relaxed))
     }
 
-    /// Whether a backend, if it has requests, has said nothing for more than [`SILENCE`] times the usual distance of
-    /// its answers, or that distance is unknown.
-    pub(crate) fn is_overdue(&self, now_ns: u64) -> bool {
-        now_ns > self.overdue_from_ns.load(Relaxed)
+    /// Whether [`Self::price`] is known, nothing failed lately, and a backend that has requests would not be overdue:
+    /// then neither [`Self::silence`] nor [`Self::failure_price`] need be asked for.
+    pub(crate) fn is_calm(&self, now_ns: u64) -> bool {
+        now_ns < self.calm_until_ns.load(Relaxed)
     }
 
-    /// How many times as long as is overdue it has said nothing; 1 while its usual distance is unknown.
+    /// How many times [`SILENCE`] times the usual distance of its answers a backend that has requests has said nothing,
+    /// at least 1; 1 while that distance is unknown.
     pub(crate) fn silence(&self, now_ns: u64) -> f64 {
         match self.overdue_ns.load(Relaxed) {
             0 => 1.0,
-            overdue_ns => self.silent_ns(now_ns) as f64 / overdue_ns as f64,
+            overdue_ns => (float(self.silent_ns(now_ns)) / float(overdue_ns)).max(1.0),
         }
     }
 
@@ -166,7 +169,7 @@ impl Averages {
         if failing <= 0.0 {
             return 0.0;
         }
-        failing * (-(self.age_ns(now_ns) as f64) / FORGIVE_NS).exp()
+        failing * (-float(self.age_ns(now_ns)) / FORGIVE_NS).exp()
     }
 
     /// A request was sent to the idle backend.
@@ -176,12 +179,10 @@ impl Averages {
 
     /// Its silence begins anew.
     fn hear(&self, now_ns: u64) {
-        let overdue_from_ns = match self.overdue_ns.load(Relaxed) {
-            0 => 0,
-            overdue_ns => now_ns.saturating_add(overdue_ns),
-        };
+        let overdue_ns = self.overdue_ns.load(Relaxed);
+        let is_plain = overdue_ns != 0 && !self.fails();
         self.heard_ns.store(now_ns, Relaxed);
-        self.overdue_from_ns.store(overdue_from_ns, Relaxed);
+        self.calm_until_ns.store(if is_plain { now_ns.saturating_add(overdue_ns) } else { 0 }, Relaxed);
     }
 
     /// Learns from one finished request that shared its backend with `others`, on average. `latency_ns` is `None`
@@ -215,14 +216,15 @@ impl Averages {
         let replaces = age_ns >= STALE_NS && latency_ns * SURPRISE < expected_ns;
         let kept = if replaces { 0.0 } else { decay };
         let latency_ns =
-            if expected_ns > 0.0 { latency_ns.min(SAMPLE_MAX * expected_ns) } else { latency_ns };
+            if expected_ns > 0.0 { least(latency_ns, SAMPLE_MAX * expected_ns) } else { latency_ns };
         let in_flight = load(&self.in_flight) * kept + in_flight;
-        let latency_ns = load(&self.latency_ns) * kept + latency_ns.max(1.0);
+        let latency_ns = load(&self.latency_ns) * kept + most(latency_ns, 1.0);
         store(&self.in_flight, in_flight);
         store(&self.latency_ns, latency_ns);
         let latency_ns = latency_ns / in_flight;
+        store(&self.latency_per_request_ns, latency_ns);
         store(&self.price, price(latency_ns));
-        self.overdue_ns.store((SILENCE * latency_ns) as u64, Relaxed);
+        self.overdue_ns.store((SILENCE * latency_ns) as i64 as u64, Relaxed);
     }
 
     /// Learns from an answer of a request that found few others, if any. Two threads at it may lose a sample.
@@ -236,12 +238,13 @@ impl Averages {
     pub(crate) fn forget(&self) {
         for number in [
             &self.price,
-            &self.overdue_from_ns,
+            &self.calm_until_ns,
             &self.overdue_ns,
             &self.failing,
             &self.count,
             &self.in_flight,
             &self.latency_ns,
+            &self.latency_per_request_ns,
             &self.base_ns,
         ] {
             number.store(0, Relaxed);
@@ -253,8 +256,22 @@ impl Averages {
 /// What the past keeps of its weight at a sample so long after the one before: exp(-dt / memory) as 1 - x + x^2 / 2,
 /// which is right within 0.0002 where it matters, and at least what leaves [`SAMPLES_MIN`] samples.
 fn decay(age_ns: u64) -> f64 {
-    let x = (age_ns as f64 * (1.0 / MEMORY_NS)).min(1.0);
-    (1.0 - x + 0.5 * x * x).max(1.0 - 1.0 / SAMPLES_MIN)
+    let x = least(float(age_ns) * (1.0 / MEMORY_NS), 1.0);
+    most(1.0 - x + 0.5 * x * x, 1.0 - 1.0 / SAMPLES_MIN)
+}
+
+/// A time as a number. Processors convert signed integers in one step; times end 292 years after the epoch.
+pub(crate) fn float(ns: u64) -> f64 {
+    ns as i64 as f64
+}
+
+/// The smaller of two numbers, in one step where [`f64::min`] also asks whether both are numbers.
+fn least(a: f64, b: f64) -> f64 {
+    if a < b { a } else { b }
+}
+
+fn most(a: f64, b: f64) -> f64 {
+    if a > b { a } else { b }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -65,16 +65,19 @@ impl ExpectedLatency {
         }
     }
 
-    /// The least cost of the candidates; leaves all of them in `costs`.
+    /// The least cost of the candidates; leaves all of them in the first of `costs`.
     fn least(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
+        if self.costs.len() < candidates.len() {
+            self.costs.resize(candidates.len(), (0.0, 0));
+        }
+        let (backends, median) = (view.backends(), self.median);
         // Bits of numbers that are not negative are ordered as the numbers are, and compared sooner.
         let mut least = u64::MAX;
-        self.costs.clear();
-        self.costs.extend(candidates.iter().map(|&candidate| {
-            let cost = weigh(&view.backends()[candidate as usize], self.median, now_ns);
+        for (&candidate, kept) in candidates.iter().zip(&mut self.costs) {
+            let cost = weigh(&backends[candidate as usize], median, now_ns);
             least = least.min(cost.0.to_bits());
-            cost
-        }));
+            *kept = cost;
+        }
         f64::from_bits(least)
     }
 
@@ -92,6 +95,8 @@ impl ExpectedLatency {
     }
 
     /// Takes the median anew and looks for a backend that is worth exploring.
+    #[cold]
+    #[inline(never)]
     fn review(&mut self, view: &View, now_ns: u64) {
         self.review_ns = now_ns + REVIEW_NS;
         self.chosen.resize(view.backends().len(), 0);
@@ -123,27 +128,25 @@ impl ExpectedLatency {
 /// Cost of one more request, an unknown backend having the `median` price, and the requests in flight.
 fn weigh(backend: &Backend, median: f64, now_ns: u64) -> (f64, u32) {
     let (averages, in_flight) = (backend.averages(), backend.in_flight());
+    let cost = averages.price() * (f64::from(in_flight) + 1.0);
+    if cost.to_bits() != 0 && averages.is_calm(now_ns) {
+        (cost, in_flight)
+    } else {
+        (doubt(averages, in_flight, median, now_ns), in_flight)
+    }
+}
+
+/// Cost of one more request on a backend that is not calm. Apart and cold, so that the usual candidate costs one
+/// branch that can be guessed.
+#[cold]
+#[inline(never)]
+fn doubt(averages: &Averages, in_flight: u32, median: f64, now_ns: u64) -> f64 {
     let price = match averages.price() {
         0.0 => median,
         price => price,
     };
-    let mut cost = price * (f64::from(in_flight) + 1.0);
-    // Both are rare: a processor that guesses the branch saves more than their arithmetic costs.
-    if averages.is_overdue(now_ns) {
-        cost *= doubt(averages, in_flight, now_ns);
-    }
-    if averages.fails() {
-        cost += averages.failure_price(now_ns);
-    }
-    (cost, in_flight)
-}
-
-/// What a backend that may be silent for too long costs more. Apart and cold, so that whether it has requests, which
-/// cannot be guessed, is asked only then.
-#[cold]
-#[inline(never)]
-fn doubt(averages: &Averages, in_flight: u32, now_ns: u64) -> f64 {
-    if in_flight > 0 { averages.silence(now_ns) } else { 1.0 }
+    let silence = if in_flight > 0 { averages.silence(now_ns) } else { 1.0 };
+    price * (f64::from(in_flight) + 1.0) * silence + averages.failure_price(now_ns)
 }
 
 impl Policy for ExpectedLatency {
@@ -186,7 +189,7 @@ impl Policy for ExpectedLatency {
         if latency_ns > 0.0 {
             tell(Belief::new("latency_per_request", "ms", latency_ns / 1e6));
         }
-        let silence = if backend.in_flight() > 0 { averages.silence(now_ns).max(1.0) } else { 1.0 };
+        let silence = if backend.in_flight() > 0 { averages.silence(now_ns) } else { 1.0 };
         tell(Belief::new("silence_factor", "", silence));
         tell(Belief::new("failing_share", "", averages.failing_at(now_ns)));
     }
