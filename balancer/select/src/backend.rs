@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::estimate::{Averages, Estimate};
-use crate::sync::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
+use crate::sync::{
+    AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
 /// Weight of a probe in the average of their latency.
 const PROBE_WEIGHT: f64 = 0.3;
@@ -51,6 +53,11 @@ const LIMIT_EVERY: u32 = 8;
 /// idle between two answers.
 const LIMIT_MIN: u32 = 4;
 
+/// The right to learn from an answer, which one thread has at a time. It must be used, or nobody learns any more.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Turn(u32);
+
 /// Shared state of one backend: in-flight count, health, averages.
 ///
 /// Everything that a choice reads lies in the first cache line, and no line is shared with a neighbour, so that busy
@@ -58,11 +65,14 @@ const LIMIT_MIN: u32 = 4;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Backend {
-    in_flight: AtomicU32,
+    /// Requests in flight in the lower half; in the upper one, how often a thread has begun to learn from an answer.
+    requests: AtomicU64,
     doubts: AtomicU32,
     /// Requests that it may have at once.
     limit: AtomicU32,
     averages: Averages,
+    /// How often a thread has ended to learn. While it is behind, one is at it.
+    learnt: AtomicU32,
     failures_in_row: AtomicU32,
     ejections: AtomicU32,
     ejected_until_ns: AtomicU64,
@@ -80,10 +90,11 @@ impl Backend {
     #[must_use]
     pub fn new(id: &str, epoch: Instant) -> Self {
         Self {
-            in_flight: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
             doubts: AtomicU32::new(0),
             limit: AtomicU32::new(UNLIMITED),
             averages: Averages::default(),
+            learnt: AtomicU32::new(0),
             failures_in_row: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             ejected_until_ns: AtomicU64::new(0),
@@ -102,7 +113,7 @@ impl Backend {
     /// Requests picked and not yet finished.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        self.requests.load(Relaxed) as u32
     }
 
     /// Requests that it may have at once, as far as is known.
@@ -206,7 +217,7 @@ impl Backend {
 
     /// Counts one more request and returns how many were there before.
     pub(crate) fn enter(&self, now_ns: u64) -> u32 {
-        let before = self.in_flight.fetch_add(1, Relaxed);
+        let before = self.requests.fetch_add(1, Relaxed) as u32;
         if before == 0 {
             self.averages.busy(now_ns);
         }
@@ -223,7 +234,7 @@ impl Backend {
     /// with [`Self::leave`]: a request that left before is seen here, and whoever leaves later sees that this thread
     /// is waiting.
     pub(crate) fn finds_room(&self) -> bool {
-        self.in_flight.fetch_add(0, AcqRel) < self.limit.load(Relaxed)
+        (self.requests.fetch_add(0, AcqRel) as u32) < self.limit.load(Relaxed)
     }
 
     /// Sets what it may have at most. What was learnt is kept where it is less, if it is still to be `learnt`.
@@ -251,11 +262,32 @@ impl Backend {
         self.limit.store(limit.max(LIMIT_MIN).min(self.limit_max.load(Relaxed)), Relaxed);
     }
 
-    /// Takes a request off and returns how many are left.
-    pub(crate) fn leave(&self) -> u32 {
-        let before = self.in_flight.fetch_sub(1, AcqRel);
+    /// Takes a request off that nothing is learnt from.
+    pub(crate) fn leave(&self) {
+        let before = self.requests.fetch_sub(1, AcqRel) as u32;
         assert!(before > 0, "a ticket is finished once");
-        before - 1
+    }
+
+    /// Takes a request off and returns how many are left, and the turn to learn from it unless another thread is at
+    /// it. Both in one step, as each costs a tenth of a choice.
+    pub(crate) fn leave_to_learn(&self) -> (u32, Option<Turn>) {
+        let mut before = self.requests.load(Relaxed);
+        loop {
+            assert!(before as u32 > 0, "a ticket is finished once");
+            let begun = (before >> 32) as u32;
+            let is_free = self.learnt.load(Acquire) == begun;
+            let after = (before - 1).wrapping_add(if is_free { 1 << 32 } else { 0 });
+            match self.requests.compare_exchange(before, after, AcqRel, Relaxed) {
+                Ok(_) => return (after as u32, is_free.then_some(Turn(begun.wrapping_add(1)))),
+                Err(changed) => before = changed,
+            }
+        }
+    }
+
+    /// Learns from one finished request: see [`Averages::learn`].
+    pub(crate) fn learn(&self, turn: Turn, latency_ns: Option<f64>, others: f64, now_ns: u64) {
+        self.averages.learn(latency_ns, others, now_ns);
+        self.learnt.store(turn.0, Release);
     }
 
     /// Notes a success. A record clean for `forget_after` since the last ejection ended resets the back-off.

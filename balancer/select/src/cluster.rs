@@ -135,37 +135,36 @@ impl Cluster {
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
         let now_ns = self.advance(nanoseconds(ticket.epoch, now));
         let backend = &self.view.backends[ticket.backend];
-        let left = backend.leave();
-        if outcome != Outcome::Cancelled {
-            let sample = Sample {
-                backend: ticket.backend,
-                latency_ns: ticket.latency_ns(now_ns),
-                in_flight_before: ticket.in_flight_before,
-                failed: outcome == Outcome::Failure,
-            };
-            self.policy.finished(&sample, now_ns);
+        if outcome == Outcome::Cancelled {
+            backend.leave();
+            return;
         }
-        match outcome {
-            Outcome::Cancelled => {}
-            Outcome::Success => {
-                let latency_ns = float(ticket.latency_ns(now_ns));
-                // It found some and left some: those that came meanwhile were in its way as well.
-                let others = (f64::from(ticket.in_flight_before) + f64::from(left)) / 2.0;
-                backend.averages().learn(Some(latency_ns), others, now_ns);
-                if let Some(window_ns) = self.view.window_ns {
-                    backend.learn_limit(latency_ns, ticket.in_flight_before, window_ns);
-                }
-                backend.succeeded(self.view.ejection.time_max, now_ns);
-            }
-            Outcome::Failure => {
-                backend.averages().learn(None, 0.0, now_ns);
-                let limit = self.view.ejection.failures_in_row;
-                let in_row = backend.failed(ticket.picked_ns);
-                if limit > 0 && in_row >= limit {
-                    self.view.eject(backend, now_ns);
-                }
-            }
+        let (left, turn) = backend.leave_to_learn();
+        let sample = Sample {
+            backend: ticket.backend,
+            latency_ns: ticket.latency_ns(now_ns),
+            in_flight_before: ticket.in_flight_before,
+            failed: outcome == Outcome::Failure,
+        };
+        // It found some and left some: those that came meanwhile were in its way as well.
+        let others = (f64::from(sample.in_flight_before) + f64::from(left)) / 2.0;
+        if let Some(turn) = turn {
+            let latency_ns = (!sample.failed).then(|| float(sample.latency_ns));
+            backend.learn(turn, latency_ns, others, now_ns);
         }
+        self.policy.finished(&sample, now_ns);
+        if sample.failed {
+            let limit = self.view.ejection.failures_in_row;
+            let in_row = backend.failed(ticket.picked_ns);
+            if limit > 0 && in_row >= limit {
+                self.view.eject(backend, now_ns);
+            }
+            return;
+        }
+        if let Some(window_ns) = self.view.window_ns {
+            backend.learn_limit(float(sample.latency_ns), sample.in_flight_before, window_ns);
+        }
+        backend.succeeded(self.view.ejection.time_max, now_ns);
     }
 
     /// Begins or ends to remember choices, the last [`crate::DECISIONS_MAX`] of them. While it does, each choice also

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sync::{
-    AtomicBool, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
-};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Time constant of the averages: how long ago counts as past. Short enough to follow a throttled machine.
 const MEMORY_NS: f64 = 1e9;
@@ -56,8 +54,8 @@ pub(crate) fn price(latency_ns: f64) -> f64 {
 
 /// The averages as threads share them.
 ///
-/// One thread at a time learns; a thread that finds another at it drops its sample, which an average stands, and a
-/// lock would cost every request. Readers may see a mixture of two samples' updates, which is as good as either.
+/// One thread at a time learns, see [`crate::backend::Turn`]; a thread that finds another at it drops its sample, which an
+/// average stands, and a lock would cost every request. Readers may see a mixture of two samples' updates, which is as good as either.
 /// What a choice reads comes first.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -82,7 +80,6 @@ pub(crate) struct Averages {
     /// Average latency of requests that found few others: what an answer takes at best.
     base_ns: AtomicU64,
     samples: AtomicU32,
-    learning: AtomicBool,
 }
 
 fn load(number: &AtomicU64) -> f64 {
@@ -188,9 +185,6 @@ impl Averages {
     /// Learns from one finished request that shared its backend with `others`, on average. `latency_ns` is `None`
     /// for a failure: its time says nothing about how long an answer takes.
     pub(crate) fn learn(&self, latency_ns: Option<f64>, others: f64, now_ns: u64) {
-        if self.learning.swap(true, Acquire) {
-            return;
-        }
         let age_ns = self.age_ns(now_ns);
         let decay = decay(age_ns);
         let count = load(&self.count) * decay + 1.0;
@@ -208,7 +202,6 @@ impl Averages {
         self.samples.store(self.samples.load(Relaxed).saturating_add(1), Relaxed);
         self.updated_ns.store(now_ns, Relaxed);
         self.hear(now_ns);
-        self.learning.store(false, Release);
     }
 
     fn learn_latency(&self, latency_ns: f64, in_flight: f64, decay: f64, age_ns: u64) {
