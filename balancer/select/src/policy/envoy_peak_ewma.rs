@@ -26,10 +26,10 @@ pub(crate) struct EnvoyPeakEwma {
     drawn: [u32; 2],
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 struct Host {
     rtt_ms: f64,
-    /// Milliseconds and time of samples that are not folded in yet.
+    /// Milliseconds and time of samples that are not folded in yet; like Envoy's ring it never grows.
     samples: Vec<(f64, u64)>,
 }
 
@@ -45,6 +45,10 @@ fn cost(rtt_ms: f64, in_flight: f64) -> f64 {
 }
 
 impl Host {
+    fn new() -> Self {
+        Self { rtt_ms: 0.0, samples: Vec::with_capacity(SAMPLES_MAX) }
+    }
+
     /// `processHostSamples`.
     fn aggregate(&mut self, now_ns: u64) {
         for (rtt_ms, at_ns) in self.samples.drain(..) {
@@ -80,7 +84,7 @@ impl Policy for EnvoyPeakEwma {
     }
 
     fn choose(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> usize {
-        self.hosts.resize(view.backends().len(), Host::default());
+        self.hosts.resize_with(view.backends().len(), Host::new);
         self.aggregate(now_ns);
         let (first, second) = draw_two(candidates, &mut self.random);
         self.drawn = [first as u32, second as u32];
