@@ -72,6 +72,7 @@ impl Cluster {
     /// are at their limits; the caller asks [`View::wait`] whether the request should wait. A `now` earlier than one
     /// already seen is treated as the latest seen.
     #[must_use = "an unfinished ticket keeps its backend looking busy"]
+    #[inline]
     pub fn pick(&mut self, now: Instant) -> Option<Ticket> {
         self.pick_other(&[], now)
     }
@@ -81,20 +82,13 @@ impl Cluster {
     pub fn pick_other(&mut self, tried: &[usize], now: Instant) -> Option<Ticket> {
         let epoch = self.epoch?;
         let now_ns = self.advance(nanoseconds(epoch, now));
-        let ticket = |backend, in_flight_before| Ticket {
-            backend,
-            in_flight_before,
-            picked_ns: now_ns,
-            answered_ns: None,
-            epoch,
-        };
         if let Some(backend) = self.policy.explore(&self.view, now_ns)
             && self.may_take(backend, tried, now_ns)
         {
             self.note(backend, Why::Explored, now_ns);
             if let Some(in_flight_before) = self.enter(backend, now_ns) {
                 self.remember();
-                return Some(ticket(backend, in_flight_before));
+                return Some(Ticket::new(backend, in_flight_before, now_ns, epoch));
             }
         }
         let panics = self.gather(tried, now_ns);
@@ -113,7 +107,7 @@ impl Cluster {
             };
             if let Some(in_flight_before) = entered {
                 self.remember();
-                return Some(ticket(backend, in_flight_before));
+                return Some(Ticket::new(backend, in_flight_before, now_ns, epoch));
             }
             self.candidates.retain(|&candidate| candidate as usize != backend);
         }
@@ -134,14 +128,14 @@ impl Cluster {
     /// Takes the request off its backend and learns from its outcome; [`Outcome::Cancelled`] leaves no trace.
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
         let now_ns = self.advance(nanoseconds(ticket.epoch, now));
-        let backend = &self.view.backends[ticket.backend];
+        let backend = &self.view.backends[ticket.backend()];
         if outcome == Outcome::Cancelled {
             backend.leave();
             return;
         }
         let (left, turn) = backend.leave_to_learn();
         let sample = Sample {
-            backend: ticket.backend,
+            backend: ticket.backend(),
             latency_ns: ticket.latency_ns(now_ns),
             in_flight_before: ticket.in_flight_before,
             failed: outcome == Outcome::Failure,

@@ -19,25 +19,34 @@ pub enum Outcome {
 #[derive(Debug)]
 #[must_use = "an unfinished ticket keeps its backend looking busy"]
 pub struct Ticket {
-    pub(crate) backend: usize,
+    backend: u32,
     pub(crate) in_flight_before: u32,
     pub(crate) picked_ns: u64,
-    pub(crate) answered_ns: Option<u64>,
+    /// [`UNANSWERED`] until an answer is noted.
+    answered_ns: u64,
     pub(crate) epoch: Instant,
 }
 
+/// Later than any time.
+const UNANSWERED: u64 = u64::MAX;
+
 impl Ticket {
+    pub(crate) fn new(backend: usize, in_flight_before: u32, picked_ns: u64, epoch: Instant) -> Self {
+        Self { backend: backend as u32, in_flight_before, picked_ns, answered_ns: UNANSWERED, epoch }
+    }
+
     /// Position of the backend in [`crate::View::backends`].
     #[must_use]
     pub fn backend(&self) -> usize {
-        self.backend
+        self.backend as usize
     }
 
     /// Notes that a long answer has begun. Its latency is measured up to here: how fast the rest moves depends on
     /// the client as well, and a slow client must not look like a slow backend. The first note counts.
     pub fn answered(&mut self, now: Instant) {
-        let now_ns = nanoseconds(self.epoch, now);
-        self.answered_ns.get_or_insert(now_ns);
+        if self.answered_ns == UNANSWERED {
+            self.answered_ns = nanoseconds(self.epoch, now);
+        }
     }
 
     /// From the choice to the answer, or to `now` if no answer was noted.
@@ -47,7 +56,8 @@ impl Ticket {
     }
 
     pub(crate) fn latency_ns(&self, now_ns: u64) -> u64 {
-        self.answered_ns.unwrap_or(now_ns).saturating_sub(self.picked_ns)
+        let ended_ns = if self.answered_ns == UNANSWERED { now_ns } else { self.answered_ns };
+        ended_ns.saturating_sub(self.picked_ns)
     }
 }
 
