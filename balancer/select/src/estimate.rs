@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::price::{price, worth};
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Time constant of the averages: how long ago counts as past. Short enough to follow a throttled machine.
@@ -40,30 +41,18 @@ pub struct Estimate {
     pub samples: u32,
 }
 
-/// Latency to the power of 3/4: what a place in a backend's queue is worth.
-///
-/// With exponent 1 each request goes where it is answered first. That is best for it and not for those behind it:
-/// under load every request also delays the later ones of its backend, and the fast backends have more of them. In
-/// a static split that minimises the mean (Kleinrock, 1964), the cost of one more request in a busy M/M/1 queue is
-/// (q + 1) / (mu - lambda) with mu - lambda proportional to sqrt(mu): exponent 1/2. When nothing waits it is
-/// (q + 1) / mu: exponent 1. 3/4 lies between, and is less than 2 % behind the better of the two at any load tried.
-pub(crate) fn price(latency_ns: f64) -> f64 {
-    let root = latency_ns.sqrt();
-    root * root.sqrt()
-}
-
 /// The averages as threads share them.
 ///
-/// One thread at a time learns, see [`crate::backend::Turn`]; a thread that finds another at it drops its sample, which an
-/// average stands, and a lock would cost every request. Readers may see a mixture of two samples' updates, which is as good as either.
-/// What a choice reads comes first.
+/// One thread at a time learns ([`crate::backend::Turn`]); one that finds another at it drops its sample, which an
+/// average stands, and waiting would cost every request. Readers may see a mixture of two samples' updates, which is as
+/// good as either. What a choice reads comes first.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct Averages {
     /// Read by every choice: [`price`] of the latency per request, 0 while unknown.
     price: AtomicU64,
-    /// Until then the price is all that there is to weigh: from then on its silence may be too long. 0 while its latency
-    /// is unknown or a recent request failed.
+    /// Until then the price is all that there is to weigh: from then on its silence may be too long. 0 while its
+    /// latency is unknown or a recent request failed.
     calm_until_ns: AtomicU64,
     failing: AtomicU64,
     /// Silence that is longer than this is too long; 0 while unknown.
@@ -132,7 +121,7 @@ impl Averages {
     }
 
     /// Whether [`Self::price`] is known, nothing failed lately, and a backend that has requests would not be overdue:
-    /// then neither [`Self::silence`] nor [`Self::failure_price`] need be asked for.
+    /// then neither [`Self::silence`] nor [`Self::failure_worth`] need be asked for.
     pub(crate) fn is_calm(&self, now_ns: u64) -> bool {
         now_ns < self.calm_until_ns.load(Relaxed)
     }
@@ -155,9 +144,9 @@ impl Averages {
         now_ns.saturating_sub(self.heard_ns.load(Relaxed))
     }
 
-    /// What failures make likely, in the unit of [`price`]; forgiven with time.
-    pub(crate) fn failure_price(&self, now_ns: u64) -> f64 {
-        self.failing_at(now_ns) * price(FAILURE_NS)
+    /// What failures make likely, in the unit of [`worth`]; forgiven with time.
+    pub(crate) fn failure_worth(&self, now_ns: u64) -> f64 {
+        self.failing_at(now_ns) * worth(FAILURE_NS)
     }
 
     /// Share of recent requests that failed, less what time has forgiven.
@@ -270,6 +259,7 @@ fn most(a: f64, b: f64) -> f64 {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::price::fourth_root;
 
     const MS: f64 = 1e6;
     const SECOND_NS: u64 = 1_000_000_000;
@@ -284,7 +274,7 @@ mod tests {
         assert_eq!((averages.latency_per_request_ns(), averages.price()), (0.0, 0.0));
         averages.learn(Some(6.0 * MS), 2.0, 1);
         assert_eq!(latency(&averages), 2.0);
-        assert!((averages.price() / (2.0 * MS).powf(0.75) - 1.0).abs() < 1e-12);
+        assert!((fourth_root(averages.price()) / (2.0 * MS).powf(0.75) - 1.0).abs() < 1e-12);
     }
 
     #[test]
@@ -353,19 +343,19 @@ mod tests {
         averages.learn(Some(5.0 * MS), 0.0, 0);
         averages.learn(None, 0.0, 0);
         let before = averages.read(SECOND_NS);
-        let failure = averages.failure_price(SECOND_NS);
+        let failure = averages.failure_worth(SECOND_NS);
         for later in 1..50 {
-            let _ = (averages.failure_price(later * SECOND_NS), averages.silent_ns(later), averages.price());
+            let _ = (averages.failure_worth(later * SECOND_NS), averages.silent_ns(later), averages.price());
         }
-        assert_eq!((averages.read(SECOND_NS), averages.failure_price(SECOND_NS)), (before, failure));
+        assert_eq!((averages.read(SECOND_NS), averages.failure_worth(SECOND_NS)), (before, failure));
     }
 
     #[test]
     fn failure_costs_more_than_any_latency_and_is_forgiven_with_time() {
         let averages = Averages::default();
         averages.learn(None, 0.0, 0);
-        assert!(averages.failure_price(0) > 30.0 * price(10.0 * MS));
-        assert!(averages.failure_price(30 * SECOND_NS) < 0.1 * price(MS));
+        assert!(averages.failure_worth(0) > 30.0 * worth(10.0 * MS));
+        assert!(averages.failure_worth(30 * SECOND_NS) < 0.1 * worth(MS));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod cluster;
 mod decision;
 mod estimate;
 mod policy;
+mod price;
 mod queue;
 mod random;
 #[cfg(not(loom))]

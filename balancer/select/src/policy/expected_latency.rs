@@ -3,7 +3,8 @@
 use super::Policy;
 use crate::backend::Backend;
 use crate::decision::Belief;
-use crate::estimate::{Averages, STALE_NS, price};
+use crate::estimate::{Averages, STALE_NS};
+use crate::price::{fourth_power, fourth_root, price};
 use crate::view::View;
 
 /// Costs within this share of the smallest are equal: what differs less is noise, and following noise sends
@@ -45,7 +46,7 @@ pub(crate) struct ExpectedLatency {
     choices: u64,
     chosen: Vec<u64>,
     explore: Option<usize>,
-    /// Cost and requests in flight per candidate, kept to avoid an allocation per choice.
+    /// What [`weigh`] says of each candidate, kept to avoid an allocation per choice.
     costs: Vec<(f64, u32)>,
     known: Vec<f64>,
 }
@@ -65,7 +66,7 @@ impl ExpectedLatency {
         }
     }
 
-    /// The least cost of the candidates; leaves all of them in the first of `costs`.
+    /// The fourth power of the least cost of the candidates; leaves all of them in the first of `costs`.
     fn least(&mut self, view: &View, candidates: &[u32], now_ns: u64) -> f64 {
         if self.costs.len() < candidates.len() {
             self.costs.resize(candidates.len(), (0.0, 0));
@@ -125,10 +126,11 @@ impl ExpectedLatency {
     }
 }
 
-/// Cost of one more request, an unknown backend having the `median` price, and the requests in flight.
+/// The fourth power of the cost of one more request, an unknown backend having the `median` price, and the requests in
+/// flight.
 fn weigh(backend: &Backend, median: f64, now_ns: u64) -> (f64, u32) {
     let (averages, in_flight) = (backend.averages(), backend.in_flight());
-    let cost = averages.price() * (f64::from(in_flight) + 1.0);
+    let cost = averages.price() * fourth_power(f64::from(in_flight) + 1.0);
     if cost.to_bits() != 0 && averages.is_calm(now_ns) {
         (cost, in_flight)
     } else {
@@ -136,8 +138,8 @@ fn weigh(backend: &Backend, median: f64, now_ns: u64) -> (f64, u32) {
     }
 }
 
-/// Cost of one more request on a backend that is not calm. Apart and cold, so that the usual candidate costs one
-/// branch that can be guessed.
+/// What [`weigh`] says of a backend that is not calm. Apart and cold, so that the usual candidate costs one branch that
+/// can be guessed.
 #[cold]
 #[inline(never)]
 fn doubt(averages: &Averages, in_flight: u32, median: f64, now_ns: u64) -> f64 {
@@ -146,7 +148,8 @@ fn doubt(averages: &Averages, in_flight: u32, median: f64, now_ns: u64) -> f64 {
         price => price,
     };
     let silence = if in_flight > 0 { averages.silence(now_ns) } else { 1.0 };
-    price * (f64::from(in_flight) + 1.0) * silence + averages.failure_price(now_ns)
+    let cost = price * fourth_power((f64::from(in_flight) + 1.0) * silence);
+    if averages.fails() { fourth_power(fourth_root(cost) + averages.failure_worth(now_ns)) } else { cost }
 }
 
 impl Policy for ExpectedLatency {
@@ -169,7 +172,7 @@ impl Policy for ExpectedLatency {
         if self.next > backends {
             self.next %= backends; // It is the seed, so that threads and balancers begin at different backends.
         }
-        let bound = self.least(view, candidates, now_ns) * (1.0 + TIE_BAND);
+        let bound = self.least(view, candidates, now_ns) * fourth_power(1.0 + TIE_BAND);
         let best = self.fewest(candidates, bound);
         self.next = best + 1;
         if let Some(chosen) = self.chosen.get_mut(best as usize) {
@@ -179,7 +182,7 @@ impl Policy for ExpectedLatency {
     }
 
     fn cost(&self, view: &View, backend: usize, now_ns: u64) -> Option<f64> {
-        Some(weigh(&view.backends()[backend], self.median, now_ns).0)
+        Some(fourth_root(weigh(&view.backends()[backend], self.median, now_ns).0))
     }
 
     fn believes(&self, view: &View, backend: usize, now_ns: u64, tell: &mut dyn FnMut(Belief)) {
