@@ -269,7 +269,7 @@ impl Backend {
     }
 
     /// Takes a request off and returns how many are left, and the turn to learn from it unless another thread is at
-    /// it. Both in one step, as each costs a tenth of a choice.
+    /// it. Both are one atomic step, since each has to wait for all writes before it.
     pub(crate) fn leave_to_learn(&self) -> (u32, Option<Turn>) {
         let mut before = self.requests.load(Relaxed);
         loop {
