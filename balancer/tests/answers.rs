@@ -186,6 +186,25 @@ on_both_drivers! {
         assert_eq!(client.response().head, expected);
     }
 
+    fn chunked_answers_say_so_in_one_spelling(driver) {
+        for field in [
+            "Transfer-Encoding: chunked",
+            "transfer-encoding: chunked",
+            "Transfer-Encoding: Chunked",
+            "Transfer-Encoding: chunked\t",
+            "Transfer-Encoding:\tchunked",
+            "TRANSFER-ENCODING:chunked",
+            "Transfer-Encoding:  chunked ",
+        ] {
+            let bytes = head("200 OK", &format!("ETag: x\r\n{field}\r\n")) + "5\r\nhello\r\n0\r\n\r\n";
+            let (_balancer, mut client, _stub) = answered(driver, &bytes, GET);
+            let response = client.response();
+            assert_eq!(response.text(), "hello", "{field:?}");
+            assert_eq!(response.head.to_ascii_lowercase(), head("200 ok", "etag: x\r\ntransfer-encoding: chunked\r\n").to_ascii_lowercase());
+            assert_eq!(client.get("/app/plain").text(), "plain");
+        }
+    }
+
     fn flood_of_interim_answers_gives_502(driver) {
         for (status, passed_on) in [("103 Early Hints", 8), ("100 Continue", 0)] {
             let bytes = head(status, "").repeat(9) + &head("200 OK", "Content-Length: 0\r\n");

@@ -87,6 +87,28 @@ on_both_drivers! {
         assert_eq!(requests[1].field("host"), Some("a.example"));
     }
 
+    fn chunked_requests_say_so_in_one_spelling(driver) {
+        let stub = Stub::echo();
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        let mut client = balancer.client();
+        for field in [
+            "Transfer-Encoding: chunked",
+            "transfer-encoding: chunked",
+            "Transfer-Encoding: Chunked",
+            "Transfer-Encoding: chunked\t",
+            "Transfer-Encoding:\tchunked",
+            "TRANSFER-ENCODING:chunked",
+            "Transfer-Encoding:  chunked ",
+        ] {
+            client.send(format!("POST /app HTTP/1.1\r\nHost: a\r\n{field}\r\nX-A: b\r\n\r\n5\r\nhello\r\n0\r\n\r\n"));
+            assert_eq!(client.response().text(), "hello", "{field:?}");
+            let head = stub.requests().pop().expect("it came").head;
+            let lines: Vec<&str> =
+                head.split("\r\n").filter(|line| line.to_ascii_lowercase().contains("encoding")).collect();
+            assert_eq!(lines, ["Transfer-Encoding: chunked"], "{field:?}");
+        }
+    }
+
     fn connection_in_an_answer_cannot_name_its_framing(driver) {
         let stub = Stub::start(|request, connection| connection.send(match request.path() {
             "/app/length" => b"HTTP/1.1 200 OK\r\nConnection: Content-Length, X-Mine\r\nX-Mine: 1\r\nContent-Length: 2\r\n\r\nok",

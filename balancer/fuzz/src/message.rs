@@ -56,7 +56,7 @@ impl Message {
     }
 
     /// The fields that a proxy forwards: not those of one connection, nor those that `Connection` names, unless
-    /// framing or routing rest on them.
+    /// framing or routing rest on them. A transfer coding is spelt in one way.
     fn end_to_end(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         const ENDS_HERE: [&str; 7] = [
             "connection",
@@ -87,7 +87,10 @@ impl Message {
             !among(&ENDS_HERE, name)
                 && (among(&STAYS, name) || !options.iter().any(|option| option.as_slice() == name))
         };
-        self.fields.iter().filter(|(name, _)| stays(name)).cloned().collect()
+        let mut fields: Vec<_> = self.fields.iter().filter(|(name, _)| stays(name)).cloned().collect();
+        let codings = fields.iter_mut().filter(|(name, _)| name == b"transfer-encoding");
+        codings.for_each(|(_, value)| value.make_ascii_lowercase());
+        fields
     }
 }
 

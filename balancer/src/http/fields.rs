@@ -57,7 +57,7 @@ impl Kind {
 #[derive(Debug, Default)]
 pub(crate) struct Summary<'b> {
     length: Option<u64>,
-    chunked: bool,
+    pub(crate) chunked: bool,
     pub(crate) host: Option<&'b [u8]>,
     pub(crate) close: bool,
     pub(crate) keep_alive: bool,
@@ -70,8 +70,8 @@ pub(crate) struct Summary<'b> {
     pub(crate) upgrade: Option<&'b [u8]>,
     /// `Connection` names `upgrade`, without which that field means nothing.
     pub(crate) upgrades: bool,
-    /// Something needs to be taken out before forwarding.
-    pub(crate) hop_by_hop: bool,
+    /// Something needs to be taken out or written in another way before forwarding.
+    pub(crate) rewritten: bool,
 }
 
 impl<'b> Summary<'b> {
@@ -89,13 +89,14 @@ impl<'b> Summary<'b> {
         if self.chunked || self.length.is_some_and(|length| length > 0) {
             return Err(Refusal::Malformed("a length where no body may be"));
         }
-        self.hop_by_hop |= self.length.is_some();
+        self.rewritten |= self.length.is_some();
         Ok(())
     }
 
-    /// Takes one field in, in the order of the head. Fields of the kind [`Kind::Plain`] say nothing.
-    pub(crate) fn note(&mut self, kind: Kind, value: &'b [u8], version: u8) -> Result<(), Refusal> {
-        match kind {
+    /// Takes one field of `head` in, in their order. Fields of the kind [`Kind::Plain`] say nothing.
+    pub(crate) fn note(&mut self, field: &Field, head: &'b [u8], version: u8) -> Result<(), Refusal> {
+        let value = field.value(head);
+        match field.kind {
             Kind::ContentLength => {
                 let length = content_length(value)?;
                 if self.length.replace(length).is_some() {
@@ -108,6 +109,8 @@ impl<'b> Summary<'b> {
                     return Err(Refusal::Malformed("transfer-encoding is not exactly chunked"));
                 }
                 self.chunked = true;
+                // White space and capitals are legal, and not read alike by everybody.
+                self.rewritten |= !field.continues(head, b": chunked\r\n");
             }
             Kind::Host => {
                 if self.host.is_some() || !(value.is_empty() || is_authority(value)) {
@@ -117,16 +120,16 @@ impl<'b> Summary<'b> {
             }
             Kind::Connection => self.note_connection(value),
             Kind::Expect => {
-                self.hop_by_hop = true;
+                self.rewritten = true;
                 for expectation in list(value).filter(|expectation| !expectation.is_empty()) {
                     let known = expectation.eq_ignore_ascii_case(b"100-continue");
                     self.expects_continue |= known;
                     self.expects_unknown |= !known;
                 }
             }
-            Kind::HopByHop => self.hop_by_hop = true,
+            Kind::HopByHop => self.rewritten = true,
             Kind::Upgrade => {
-                self.hop_by_hop = true;
+                self.rewritten = true;
                 self.upgrade = Some(if self.upgrade.is_none() { value } else { b"" });
             }
             Kind::Disguised => return Err(Refusal::Malformed("underscore for a hyphen in a field name")),
@@ -136,7 +139,7 @@ impl<'b> Summary<'b> {
     }
 
     fn note_connection(&mut self, value: &[u8]) {
-        self.hop_by_hop = true;
+        self.rewritten = true;
         for option in list(value) {
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;

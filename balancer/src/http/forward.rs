@@ -3,7 +3,7 @@
 use super::fields::{Kind, connection_names};
 use super::response::has_no_length;
 use super::scan::Field;
-use super::{Refusal, Request, Response};
+use super::{Body, Refusal, Request, Response};
 
 /// What happens to `X-Forwarded-For`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,6 +84,10 @@ pub fn write_request(
     }
     let lines = Lines { bytes: request.bytes, fields: request.fields, names_fields: request.names_fields };
     count += lines.copy(out, |name, kind| keeps(request, rules, name, kind));
+    if matches!(request.body, Body::Chunked(_)) {
+        write_chunked(out);
+        count += 1;
+    }
     count += write_added(out, request, rules, client);
     if let Some(protocols) = request.upgrade {
         line(out, "Connection", b"upgrade");
@@ -107,13 +111,13 @@ fn write_request_line(out: &mut Vec<u8>, request: &Request<'_, '_>) {
 fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &[u8], kind: Kind) -> bool {
     match kind {
         Kind::Plain | Kind::Disguised => rules.dropped.is_empty() || !rules.dropped.contains(name),
-        Kind::ContentLength | Kind::TransferEncoding => true,
+        Kind::ContentLength => true,
         Kind::Host => !request.absolute,
         Kind::ForwardedFor => rules.forwarded_for == ForwardedFor::Off,
         // Behind a trusted proxy the original protocol is what that proxy says.
         Kind::ForwardedProto => !rules.forwarded_proto || rules.forwarded_for == ForwardedFor::Append,
         Kind::Via => !rules.via,
-        Kind::Connection | Kind::HopByHop | Kind::Upgrade | Kind::Expect => false,
+        Kind::TransferEncoding | Kind::Connection | Kind::HopByHop | Kind::Upgrade | Kind::Expect => false,
     }
 }
 
@@ -169,7 +173,7 @@ pub fn write_response(
     connection: Option<&[u8]>,
     version: u8,
 ) -> bool {
-    if !response.hop_by_hop && response.version == 1 && connection.is_none() && version == 1 {
+    if !response.rewritten && response.version == 1 && connection.is_none() && version == 1 {
         return false;
     }
     // "HTTP/1.1 " and three digits; the version is ours, the rest is the backend's.
@@ -181,11 +185,13 @@ pub fn write_response(
     let lines = Lines { bytes: response.bytes, fields: response.fields, names_fields: response.names_fields };
     let has_no_length = has_no_length(response.status);
     lines.copy(out, |_, kind| match kind {
-        Kind::Connection | Kind::HopByHop | Kind::Upgrade => false,
-        Kind::TransferEncoding => version == 1,
+        Kind::TransferEncoding | Kind::Connection | Kind::HopByHop | Kind::Upgrade => false,
         Kind::ContentLength => !has_no_length,
         _ => true,
     });
+    if response.chunked && version == 1 {
+        write_chunked(out);
+    }
     if let Some(protocol) = response.upgrade.filter(|_| response.status == 101) {
         line(out, "Connection", b"upgrade");
         line(out, "Upgrade", protocol);
@@ -195,6 +201,11 @@ pub fn write_response(
     }
     out.extend_from_slice(b"\r\n");
     true
+}
+
+/// In the one spelling that everybody reads alike, however it came.
+fn write_chunked(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
 }
 
 fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {

@@ -24,7 +24,10 @@ pub struct Response<'h, 'b> {
     pub(crate) reason: &'b [u8],
     pub(crate) bytes: &'b [u8],
     pub(crate) fields: &'h [Field],
-    pub(crate) hop_by_hop: bool,
+    /// It cannot be forwarded as it came.
+    pub(crate) rewritten: bool,
+    /// It has a `Transfer-Encoding`, body or not.
+    pub(crate) chunked: bool,
     pub(crate) names_fields: bool,
 }
 
@@ -152,7 +155,8 @@ fn judge<'h, 'b>(
         reason,
         bytes: &bytes[..head_bytes],
         fields,
-        hop_by_hop: summary.hop_by_hop,
+        rewritten: summary.rewritten,
+        chunked: summary.chunked,
         names_fields: summary.names_fields,
     })
 }

@@ -31,6 +31,11 @@ impl Field {
     pub(crate) fn value<'b>(&self, head: &'b [u8]) -> &'b [u8] {
         &head[self.value as usize..self.value_end as usize]
     }
+
+    /// Whether `rest` follows the name, colon and end of line included.
+    pub(crate) fn continues(&self, head: &[u8], rest: &[u8]) -> bool {
+        head[self.colon as usize..].starts_with(rest)
+    }
 }
 
 /// Room for the fields of one head while it is parsed.
@@ -72,7 +77,7 @@ pub(crate) fn fields<'h, 'b>(
         count += 1;
         at = next;
         if field.kind != Kind::Plain {
-            summary.note(field.kind, field.value(bytes), version)?;
+            summary.note(&field, bytes, version)?;
         }
     }
     summary.check()?;

@@ -14,6 +14,8 @@ use super::{DEADLINE, eventually};
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     pub line: String,
+    /// The head as it came.
+    pub head: String,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
     /// How many requests this connection carried before.
@@ -253,13 +255,13 @@ impl Connection {
         };
         let head: Vec<u8> = self.pending.drain(..end + 4).collect();
         let text = String::from_utf8_lossy(&head).into_owned();
-        let mut lines = text.trim_end().split("\r\n");
+        let mut lines = text.trim_end_matches("\r\n").split("\r\n");
         let line = lines.next().unwrap_or("").to_owned();
         let fields = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
             .collect();
-        Some(Request { line, fields, ..Request::default() })
+        Some(Request { line, fields, head: text, ..Request::default() })
     }
 
     pub fn read_body(&mut self, request: &Request) -> Vec<u8> {
