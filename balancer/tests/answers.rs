@@ -186,6 +186,41 @@ on_both_drivers! {
         assert_eq!(client.response().head, expected);
     }
 
+    fn fields_of_requests_in_an_answer_are_no_fault(driver) {
+        let fields = "Host: a\r\nHost: b c\r\nContent_Length: 9\r\nTransfer_Encoding: x\r\nExpect: coffee\r\n\
+                      X_Forwarded_For: 10.0.0.1\r\n";
+        let plain = head("200 OK", &format!("{fields}Content-Length: 5\r\n")) + "hello";
+        let (_balancer, mut client, _stub) = answered(driver, &plain, GET);
+        let response = client.response();
+        assert_eq!((response.head.as_str(), response.text().as_str()), (&plain[..plain.len() - 5], "hello"));
+        assert_eq!(client.get("/app/plain").text(), "plain");
+        let trailers = "5\r\nhello\r\n0\r\nHost: a\r\nVia: 1.1 b\r\n\r\n";
+        let chunked = head("200 OK", &format!("{fields}Transfer-Encoding: chunked\r\n")) + trailers;
+        let (_balancer, mut client, _stub) = answered(driver, &chunked, GET);
+        assert_eq!((client.response().text().as_str(), client.get("/app/plain").text().as_str()), ("hello", "plain"));
+    }
+
+    fn answers_that_can_be_framed_in_two_ways_are_502(driver) {
+        for fields in [
+            "Content-Length: 5\r\nContent-Length: 6\r\n",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked, identity\r\n",
+            "Transfer-Encoding : chunked\r\n",
+            "Content-Length: 5\r\n ,6\r\n",
+            "Host: a\r\nHost: b\r\nContent-Length: +5\r\n",
+        ] {
+            let bytes = head("200 OK", fields) + "0\r\n\r\n";
+            let (_balancer, mut client, _stub) = answered(driver, &bytes, GET);
+            assert_eq!(client.response().status, 502, "{bytes}");
+            assert_eq!(client.get("/app/plain").text(), "plain");
+        }
+        // The fault comes behind what is whole so far, in what could be a smaller or a larger body.
+        let bytes = head("200 OK", "Transfer-Encoding: chunked\r\n") + "0\r\nContent-Length: 5\r\n\r\n";
+        let (_balancer, mut client, _stub) = answered(driver, &bytes, GET);
+        assert_eq!(client.response().status, 502);
+    }
+
     fn chunked_answers_say_so_in_one_spelling(driver) {
         for field in [
             "Transfer-Encoding: chunked",

@@ -235,7 +235,7 @@ fn limits_have_statuses_of_their_own() {
 }
 
 #[test]
-fn answers_are_judged_as_strictly() {
+fn framing_of_answers_is_judged_as_strictly() {
     let judge = |bytes: &[u8], to_head| {
         let mut space = http::space();
         http::parse_response(bytes, 0, to_head, &LIMITS, &mut space)
@@ -258,7 +258,7 @@ fn answers_are_judged_as_strictly() {
     for bytes in refused {
         assert!(judge(bytes, false).is_err(), "{:?}", String::from_utf8_lossy(bytes));
     }
-    let taken: [(&[u8], bool, Body, bool); 7] = [
+    let taken: [(&[u8], bool, Body, bool); 9] = [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", false, Body::Length(7), true),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", true, Body::Empty, true),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n", false, Body::Empty, true),
@@ -266,6 +266,19 @@ fn answers_are_judged_as_strictly() {
         (b"HTTP/1.1 200 OK\r\n\r\n", false, Body::UntilClose, false),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n", false, Body::Length(1), false),
         (b"HTTP/1.1 204 No Content\r\n\r\n", false, Body::Empty, true),
+        // What only a request could be misread by.
+        (
+            b"HTTP/1.1 200 OK\r\nHost: a\r\nHost: b c\r\nContent-Length: 7\r\n\r\n",
+            false,
+            Body::Length(7),
+            true,
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent_Length: 9\r\nTransfer_Encoding: x\r\nContent-Length: 7\r\n\r\n",
+            false,
+            Body::Length(7),
+            true,
+        ),
     ];
     for (bytes, to_head, body, persists) in taken {
         assert_eq!(judge(bytes, to_head), Ok(Some((body, persists))), "{:?}", String::from_utf8_lossy(bytes));

@@ -67,15 +67,11 @@ impl Message {
             "te",
             "upgrade",
         ];
-        const STAYS: [&str; 7] = [
-            "content-length",
-            "transfer-encoding",
-            "host",
-            "x-forwarded-for",
-            "x-forwarded-proto",
-            "via",
-            "expect",
-        ];
+        const STAYS: [&str; 2] = ["content-length", "transfer-encoding"];
+        const STAYS_IN_REQUESTS: [&str; 5] =
+            ["host", "x-forwarded-for", "x-forwarded-proto", "via", "expect"];
+        // The start of an answer is its status alone.
+        let is_request = self.start.contains(&b' ');
         let options: Vec<Vec<u8>> = self
             .values("connection")
             .iter()
@@ -84,8 +80,8 @@ impl Message {
             .collect();
         let among = |names: &[&str], name: &[u8]| names.iter().any(|listed| listed.as_bytes() == name);
         let stays = |name: &[u8]| {
-            !among(&ENDS_HERE, name)
-                && (among(&STAYS, name) || !options.iter().any(|option| option.as_slice() == name))
+            let held = among(&STAYS, name) || (is_request && among(&STAYS_IN_REQUESTS, name));
+            !among(&ENDS_HERE, name) && (held || !options.iter().any(|option| option.as_slice() == name))
         };
         let mut fields: Vec<_> = self.fields.iter().filter(|(name, _)| stays(name)).cloned().collect();
         let codings = fields.iter_mut().filter(|(name, _)| name == b"transfer-encoding");

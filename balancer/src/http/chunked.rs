@@ -10,27 +10,25 @@ const TRAILER_BYTES_MAX: u32 = 8192;
 const TRAILERS_MAX: u32 = 64;
 /// Hexadecimal digits of a chunk size: 2^60 bytes, which no client sends.
 const SIZE_DIGITS_MAX: u32 = 15;
-/// Names that a trailer must not have, because a recipient that merges trailers into the head would read the
-/// message in another way (RFC 9110, 6.5.1), or believe a client where it means to believe this proxy.
-const NOT_IN_TRAILERS: [&[u8]; 16] = [
-    b"content-length",
-    b"transfer-encoding",
+/// Names that no trailer may have, because a recipient that merges trailers into the head would frame the message in
+/// another way (RFC 9110, 6.5.1), or because they are of one connection.
+const NOT_IN_TRAILERS: [&[u8]; 6] =
+    [b"content-length", b"transfer-encoding", b"connection", b"trailer", b"te", b"upgrade"];
+/// Nor those of a request, whose recipient would read another request, or believe a client where it means to believe
+/// this proxy.
+const NOT_IN_TRAILERS_OF_REQUESTS: [&[u8]; 10] = [
     b"host",
-    b"connection",
-    b"trailer",
     b"content-encoding",
     b"content-type",
     b"content-range",
     b"authorization",
     b"cookie",
     b"expect",
-    b"te",
-    b"upgrade",
     b"via",
     b"x-forwarded-for",
     b"x-forwarded-proto",
 ];
-/// Longest of [`NOT_IN_TRAILERS`]; longer names need not be remembered.
+/// Longest of these; longer names need not be remembered.
 const NAME_BYTES: usize = 17;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,7 +48,8 @@ enum State {
     Done,
 }
 
-/// Position inside a chunked body. Starts before the first chunk size.
+/// Position inside a chunked body. Starts before the first chunk size; of a request, unless it is said to be of an
+/// answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Chunked {
     state: State,
@@ -60,11 +59,18 @@ pub struct Chunked {
     /// Of the extension or of all trailers, against its bound.
     counted: u32,
     trailers: u32,
+    is_answer: bool,
     name: [u8; NAME_BYTES],
     name_bytes: usize,
 }
 
 impl Chunked {
+    /// Before the first chunk size of an answer.
+    #[must_use]
+    pub fn of_answer() -> Self {
+        Self { is_answer: true, ..Self::default() }
+    }
+
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.state == State::Done
@@ -154,11 +160,15 @@ impl Chunked {
         if self.trailers > TRAILERS_MAX {
             return Err(Refusal::Malformed("trailers"));
         }
-        let name = &self.name[..self.name_bytes.min(NAME_BYTES)];
-        if self.name_bytes <= NAME_BYTES && NOT_IN_TRAILERS.contains(&name) {
+        if self.is_forbidden() {
             return Err(Refusal::Malformed("trailer that belongs in the head"));
         }
         Ok(State::TrailerValue)
+    }
+
+    fn is_forbidden(&self) -> bool {
+        let Some(name) = self.name.get(..self.name_bytes) else { return false };
+        NOT_IN_TRAILERS.contains(&name) || (!self.is_answer && NOT_IN_TRAILERS_OF_REQUESTS.contains(&name))
     }
 
     fn remember(&mut self, byte: u8) {
@@ -258,6 +268,16 @@ mod tests {
         ] {
             check_refused(bytes);
         }
+    }
+
+    #[test]
+    fn trailers_of_answers_may_have_the_names_of_requests_and_not_those_of_framing() {
+        let takes = |name: &str| {
+            let bytes = format!("0\r\n{name}: 1\r\n\r\n");
+            Chunked::of_answer().advance(bytes.as_bytes(), |_| {}).is_ok()
+        };
+        assert!(["Host", "Via", "Cookie", "X-Forwarded-For", "Content-Type"].into_iter().all(takes));
+        assert!(!["Content-Length", "TRANSFER-encoding", "Connection", "Upgrade"].into_iter().any(takes));
     }
 
     #[test]

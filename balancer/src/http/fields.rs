@@ -23,7 +23,20 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn of(name: &[u8]) -> Self {
+    /// What a field of this name is in an answer: there the fields of requests say nothing.
+    pub(crate) fn in_answer(name: &[u8]) -> Self {
+        match Self::in_request(name) {
+            Self::Host
+            | Self::Expect
+            | Self::ForwardedFor
+            | Self::ForwardedProto
+            | Self::Via
+            | Self::Disguised => Self::Plain,
+            kind => kind,
+        }
+    }
+
+    pub(crate) fn in_request(name: &[u8]) -> Self {
         // Most names are told apart from these by their length, and the rest by their first letter.
         let is = |other: &[u8]| name[0] | 0x20 == other[0] && name.eq_ignore_ascii_case(other);
         let looks = |other: &[u8]| {

@@ -1,6 +1,6 @@
 //! Request heads.
 
-use super::fields::is_authority;
+use super::fields::{Kind, is_authority};
 use super::scan::{self, Field, Fields, Space};
 use super::{Body, HeadLimits, Refusal, head_end, names_other_version};
 
@@ -103,7 +103,7 @@ fn read<'h, 'b>(
     space: &'h mut Space,
 ) -> Result<Option<Request<'h, 'b>>, Refusal> {
     let Some(line) = Line::read(bytes)? else { return Ok(None) };
-    let read = scan::fields(bytes, line.bytes, line.version, limits.fields, space)?;
+    let read = scan::fields(bytes, line.bytes, line.version, limits.fields, Kind::in_request, space)?;
     read.map(|fields| judge(bytes, &line, fields, limits)).transpose()
 }
 

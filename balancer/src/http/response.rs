@@ -1,12 +1,16 @@
 //! Response heads.
 //!
+//! What is refused is what two readers could frame in two ways (RFC 9112). Who an answer says that it is for, or what its
+//! fields would mean to an application, is not judged: nothing is routed by it.
+//!
 //! An interim answer and a 204 end with their head, and must have neither `Transfer-Encoding` (RFC 9112, 6.1) nor
 //! `Content-Length` (RFC 9110, 8.6). One that promises a body all the same is refused: a reader that believes it would
 //! take the next answer for that body. `Content-Length: 0`, which many servers send with a 204, reads alike both ways;
 //! it is taken, and not passed on. A 304 and an answer to HEAD may tell the length that the body would have.
 
+use super::fields::Kind;
 use super::scan::{self, Field, Fields, Space};
-use super::{Body, HeadLimits, Refusal, head_end};
+use super::{Body, Chunked, HeadLimits, Refusal, head_end};
 
 /// A response head that can be read in one way only.
 #[derive(Debug)]
@@ -78,7 +82,7 @@ fn read<'h, 'b>(
     space: &'h mut Space,
 ) -> Result<Option<Response<'h, 'b>>, Refusal> {
     let Some(line) = Line::read(bytes)? else { return Ok(None) };
-    let read = scan::fields(bytes, line.bytes, line.version, limits.fields, space)?;
+    let read = scan::fields(bytes, line.bytes, line.version, limits.fields, Kind::in_answer, space)?;
     read.map(|fields| judge(bytes, &line, fields, to_head)).transpose()
 }
 
@@ -142,7 +146,10 @@ fn judge<'h, 'b>(
     let body = if to_head || status < 200 || status == 204 || status == 304 {
         Body::Empty
     } else {
-        summary.body().unwrap_or(Body::UntilClose)
+        match summary.body() {
+            Some(Body::Chunked(_)) => Body::Chunked(Chunked::of_answer()),
+            body => body.unwrap_or(Body::UntilClose),
+        }
     };
     let persists = summary.persists(version) && body != Body::UntilClose;
     Ok(Response {

@@ -55,12 +55,13 @@ pub(crate) struct Fields<'h, 'b> {
 }
 
 /// Reads the fields of a head from `at`, where its first line has ended. `None` means that `bytes` stop too early.
-/// More than `most` fields are [`Refusal::HeadTooLarge`].
+/// More than `most` fields are [`Refusal::HeadTooLarge`]. `kind_of` says what names mean.
 pub(crate) fn fields<'h, 'b>(
     bytes: &'b [u8],
     mut at: usize,
     version: u8,
     most: usize,
+    kind_of: impl Fn(&[u8]) -> Kind,
     space: &'h mut Space,
 ) -> Result<Option<Fields<'h, 'b>>, Refusal> {
     let mut summary = Summary::default();
@@ -72,7 +73,7 @@ pub(crate) fn fields<'h, 'b>(
             Some(false) => {}
             None => return Ok(None),
         }
-        let Some((field, next)) = field(bytes, at)? else { return Ok(None) };
+        let Some((field, next)) = field(bytes, at, &kind_of)? else { return Ok(None) };
         room.get_mut(count).ok_or(Refusal::HeadTooLarge)?.write(field);
         count += 1;
         at = next;
@@ -97,7 +98,11 @@ pub(crate) fn line_end(bytes: &[u8], at: usize) -> Result<Option<bool>, Refusal>
 }
 
 /// The field whose line begins at `line`, and where the next one does.
-fn field(bytes: &[u8], line: usize) -> Result<Option<(Field, usize)>, Refusal> {
+fn field(
+    bytes: &[u8],
+    line: usize,
+    kind_of: impl Fn(&[u8]) -> Kind,
+) -> Result<Option<(Field, usize)>, Refusal> {
     let colon = token_end(bytes, line);
     match bytes.get(colon) {
         Some(b':') if colon > line => {}
@@ -117,7 +122,7 @@ fn field(bytes: &[u8], line: usize) -> Result<Option<(Field, usize)>, Refusal> {
     while value < value_end && is_space(bytes[value_end - 1]) {
         value_end -= 1;
     }
-    let kind = Kind::of(&bytes[line..colon]);
+    let kind = kind_of(&bytes[line..colon]);
     let place = |at: usize| at as u32;
     let field = Field {
         line: place(line),
@@ -232,7 +237,8 @@ mod tests {
     fn values_lose_the_white_space_around_them_and_keep_that_inside() {
         let head = b"A: \t b c\t \r\nEmpty:  \r\nNone:\r\n\r\n";
         let mut space = space();
-        let fields = fields(head, 0, 1, FIELDS_MAX, &mut space).expect("legal").expect("whole");
+        let fields =
+            fields(head, 0, 1, FIELDS_MAX, Kind::in_request, &mut space).expect("legal").expect("whole");
         let pairs: Vec<_> = fields.fields.iter().map(|f| (f.name(head), f.value(head))).collect();
         let expected: [(&[u8], &[u8]); 3] = [(b"A", b"b c"), (b"Empty", b""), (b"None", b"")];
         assert_eq!((pairs.as_slice(), fields.head_bytes), (expected.as_slice(), head.len()));
