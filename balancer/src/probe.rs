@@ -31,6 +31,8 @@ const HEAD_LIMITS: HeadLimits =
 
 /// Nothing follows it, and a probe never asks for it.
 const SWITCHED: u16 = 101;
+/// What an application that speaks, say, WebSocket alone answers to any GET, whatever its path: that it is there.
+const UPGRADE_REQUIRED: u16 = 426;
 
 /// Probes all backends of the current configuration, for ever.
 pub(crate) fn run(shared: &Arc<Shared>) -> io::Result<()> {
@@ -153,11 +155,8 @@ async fn check(address: SocketAddr, path: &str) -> io::Result<()> {
         }
         received.extend_from_slice(&buffer[..count]);
         if let Some(status) = take_status(&mut received)? {
-            return if (200..400).contains(&status) {
-                Ok(())
-            } else {
-                Err(io::Error::other(format!("status {status}")))
-            };
+            let passes = (200..400).contains(&status) || status == UPGRADE_REQUIRED;
+            return if passes { Ok(()) } else { Err(io::Error::other(format!("status {status}"))) };
         }
     }
 }

@@ -4,6 +4,8 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 
 use common::{Balancer, Client, Connection, Request, Stub, eventually, ok};
 use serde_json::json;
@@ -69,6 +71,66 @@ on_both_drivers! {
         client.send(ASK);
         assert_eq!(client.response().text(), "plain");
         assert_eq!(client.get("/app").text(), "plain");
+    }
+
+    fn answer_that_wants_another_protocol_names_it(driver) {
+        let stub = Stub::start(|request, connection| match request.path() {
+            "/app" if request.field("upgrade").is_some() => echo(request, connection),
+            "/app" => connection.send(
+                b"HTTP/1.1 426 Upgrade Required\r\nKeep-Alive: timeout=9\r\nUpgrade: echo, h2c\r\n\
+                  Connection: Upgrade, X-Hop\r\nX-Hop: 1\r\nUpgrade: TLS/1.0\r\nContent-Length: 4\r\n\r\necho",
+            ),
+            _ => connection.send(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n"),
+        });
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        let mut client = balancer.client();
+        let response = client.get("/app");
+        assert_eq!(
+            (response.head.as_str(), response.text().as_str()),
+            (
+                "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 4\r\nConnection: upgrade\r\nUpgrade: echo, h2c\r\n\
+                 Upgrade: TLS/1.0\r\n\r\n",
+                "echo"
+            )
+        );
+        let unnamed = client.get("/app/unnamed");
+        assert_eq!((unnamed.status, unnamed.field("connection")), (426, None));
+        client.send("GET /app HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let response = client.response();
+        assert_eq!(response.field("connection"), Some("close, upgrade"));
+        assert!(client.is_closed());
+        // What it names can be had here.
+        let mut client = balancer.client();
+        assert_eq!(client.get("/app").status, 426);
+        client.send(ASK);
+        assert_eq!(client.response().status, 101);
+        client.send("hello");
+        assert_eq!(read_exactly(&mut client, 5), b"hello");
+    }
+
+    fn protocols_of_the_backends_connection_stay_out_of_other_answers(driver) {
+        let stub = Stub::start(|_, connection| {
+            connection.send(
+                b"HTTP/1.1 200 OK\r\nUpgrade: h2,h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nok",
+            );
+        });
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        let response = balancer.get("/app");
+        assert_eq!(response.head, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+    }
+
+    fn backend_that_speaks_another_protocol_alone_is_found_up(driver) {
+        let status = Arc::new(AtomicU16::new(404));
+        let answered = Arc::clone(&status);
+        let stub = Stub::start(move |_, connection| {
+            let status = answered.load(SeqCst);
+            connection.send(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n").as_bytes());
+        });
+        let probe = json!({ "path": "/", "interval_ms": 50 });
+        let balancer = Balancer::over(driver, &[&stub], json!({ "clusters": { "app": { "probe": probe } } }));
+        eventually("it is found down", || balancer.backend(0)["state"] == "down");
+        status.store(426, SeqCst);
+        eventually("it is found up", || balancer.backend(0)["state"] == "up");
     }
 
     fn h2c_is_not_forwarded(driver) {

@@ -269,10 +269,13 @@ fn forwarded_response(
     if http::write_response(&mut out, response, connection, version) {
         expected.version = 1;
         expected.fields = found.message.end_to_end();
-        if expected.start == b"101" {
-            expected.fields.extend(found.message.upgrade_fields());
+        let protocols = if expected.start == b"426" { found.message.values("upgrade") } else { Vec::new() };
+        expected.fields.extend(protocols.iter().map(|value| (b"upgrade".to_vec(), value.to_vec())));
+        let upgrade = (!protocols.is_empty()).then_some(b"upgrade".as_slice());
+        let options: Vec<_> = connection.into_iter().chain(upgrade).collect();
+        if !options.is_empty() {
+            expected.fields.push((b"connection".to_vec(), options.join(b", ".as_slice())));
         }
-        expected.fields.extend(connection.map(|value| (b"connection".to_vec(), value.to_vec())));
         if version == 0 {
             expected.fields.retain(|(name, _)| name != b"transfer-encoding");
         }

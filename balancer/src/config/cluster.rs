@@ -59,7 +59,8 @@ pub struct BackendConfig {
     pub address: SocketAddr,
 }
 
-/// `probe`: an active check with GET; a status from 200 to 399 is a pass.
+/// `probe`: an active check with GET; a status from 200 to 399 is a pass, and so is 426, which is all that a backend
+/// says to a GET that speaks another protocol alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// `path`.

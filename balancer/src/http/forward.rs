@@ -1,4 +1,9 @@
 //! Heads as they are forwarded: the lines that stay, copied in runs, and what a proxy adds.
+//!
+//! `Upgrade` is of one connection (RFC 9110, 7.8), and goes to a client with two answers. A 101 says what that client's
+//! connection becomes as well. A 426 must say which protocol is wanted (15.5.22), and a client that asks for it here is
+//! passed on to the backend. In any other answer it only says what the backend's own connection could become, and is
+//! taken out: clients that are told `h2c` behind a proxy act on it, and fail.
 
 use super::fields::{Kind, connection_names};
 use super::response::has_no_length;
@@ -164,8 +169,7 @@ fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
 
 /// Appends the head of `response` as the client gets it.
 ///
-/// `connection` is the value of a `Connection` field to add; a change of protocol has one of its own, with the
-/// protocol. `version` is the request's: one of HTTP/1.0 is never answered with `Transfer-Encoding` (RFC 9112, 6.1), not
+/// `connection` is an option of `Connection` to add. `version` is the request's: one of HTTP/1.0 is never answered with `Transfer-Encoding` (RFC 9112, 6.1), not
 /// even where no body follows. Returns `false` and writes nothing when the head can be sent as it came.
 pub fn write_response(
     out: &mut Vec<u8>,
@@ -192,15 +196,26 @@ pub fn write_response(
     if response.chunked && version == 1 {
         write_chunked(out);
     }
-    if let Some(protocol) = response.upgrade.filter(|_| response.status == 101) {
-        line(out, "Connection", b"upgrade");
-        line(out, "Upgrade", protocol);
-    }
-    if let Some(value) = connection {
-        line(out, "Connection", value);
-    }
+    write_connection(out, response, connection);
     out.extend_from_slice(b"\r\n");
     true
+}
+
+/// Writes what the client must know of its connection: `option`, and the protocols that a 101 or a 426 names.
+fn write_connection(out: &mut Vec<u8>, response: &Response<'_, '_>, option: Option<&[u8]>) {
+    let is_told = |field: &&Field| matches!(response.status, 101 | 426) && field.kind == Kind::Upgrade;
+    let mut protocols = response.fields.iter().filter(is_told).peekable();
+    match (protocols.peek().is_some(), option) {
+        (false, None) => {}
+        (false, Some(option)) => line(out, "Connection", option),
+        (true, None) => line(out, "Connection", b"upgrade"),
+        (true, Some(option)) => {
+            out.extend_from_slice(b"Connection: ");
+            out.extend_from_slice(option);
+            out.extend_from_slice(b", upgrade\r\n");
+        }
+    }
+    protocols.for_each(|field| line(out, "Upgrade", field.value(response.bytes)));
 }
 
 /// In the one spelling that everybody reads alike, however it came.
