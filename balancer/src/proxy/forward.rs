@@ -1,4 +1,6 @@
 //! From a request to the backend that answers it.
+//!
+//! This module decides what may be sent again; `select` says to whom.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -13,7 +15,7 @@ use crate::buffer::Buffer;
 use crate::clock;
 use crate::error::Error;
 use crate::http::Body;
-use crate::thread::Thread;
+use crate::thread::{Streaming, Thread};
 
 /// Backends that one request is sent to, at most: a connect that fails is cheap, but a client does not wait for ever.
 const ATTEMPTS_MAX: usize = 3;
@@ -25,9 +27,46 @@ pub(crate) struct Failed {
     pub(crate) body_read: bool,
 }
 
+/// What a request is sent with, to whichever backend.
+struct Sending<'a> {
+    meta: &'a Meta,
+    job: &'a Job,
+    /// What is still to come of its body.
+    body: &'a Body,
+    /// The client waits to be told that its body is wanted.
+    awaits_continue: bool,
+}
+
+impl Sending<'_> {
+    /// Whether it is all at hand and may be done twice (RFC 9110, 9.2.2).
+    fn may_repeat(&self) -> bool {
+        self.body.is_done() && self.job.is_idempotent
+    }
+}
+
+/// How an attempt failed.
+struct Fault {
+    error: Error,
+    /// Whether the request may be sent again.
+    repeatable: bool,
+    /// A kept connection had been closed before the request came, which says nothing about the backend.
+    stale: bool,
+}
+
+impl Fault {
+    /// Before anything of the request was sent.
+    fn unsent(error: Error) -> Self {
+        Self { error, repeatable: true, stale: false }
+    }
+
+    fn outcome(&self) -> Outcome {
+        if self.stale { Outcome::Cancelled } else { outcome_of(&self.error) }
+    }
+}
+
 /// Sends a request to a backend and brings its answer back. Tries another backend when a connection cannot be made,
 /// and when one dies before the first byte of an answer to an idempotent request that is still at hand; never
-/// otherwise (RFC 9110, 9.2.2).
+/// otherwise.
 pub(crate) async fn forward(
     client: &mut Client,
     thread: &Thread,
@@ -35,70 +74,71 @@ pub(crate) async fn forward(
     mut job: Job,
 ) -> Result<Reply, Failed> {
     let mut body = std::mem::replace(&mut job.body, Body::Empty);
-    let head_bytes = client.out.len();
-    let failed = |error, body_read| Failed { error, body_read };
-    // What is here of the body goes with the head, in one piece.
-    pump::take_ready(&mut client.reader.inbound, &mut client.out, &mut body, false)
-        .map_err(|refusal| failed(Error::Refused(refusal), false))?;
+    let awaits_continue = take_body(client, &job, &mut body)?;
     let whole = body.is_done();
-    let limit = job.site.generation.config.limits.bodies;
-    let _streaming =
-        if whole { None } else { Some(thread.stream(limit).ok_or_else(|| failed(Error::Busy, false))?) };
+    let failed = |error| Failed { error, body_read: whole };
+    let _place = if whole { None } else { Some(place(thread, &job).map_err(failed)?) };
     thread.retries.borrow_mut().earn();
-
     let mut attempts = Attempts::default();
-    let mut awaits_continue = job.expects_continue && !whole;
     loop {
         let mut flight = loop {
-            if let Some(flight) = attempts.pick(&job) {
-                break flight;
-            }
-            if let Some(error) = attempts.last.take() {
-                return Err(failed(error, whole));
-            }
-            let error = match wait(client, thread, &job).await {
+            let error = match attempts.next(client, thread, &job).await {
                 Ok(flight) => break flight,
                 Err(error) => error,
             };
             // All backends that the request knew may be leaving, because others have replaced them.
             if !(matches!(error, Error::NoBackend) && job.follow(thread)) {
-                return Err(failed(error, whole));
+                return Err(failed(error));
             }
         };
-        if let Some(entry) = &mut client.entry {
-            let (cluster, backend) = flight.names();
-            entry.set_backend(cluster, backend);
-        }
-        // Only what can be repeated may find out by failing that its connection was closed.
-        let must_live = !(whole && job.is_idempotent);
-        let (upstream, reused) = match flight.connect(thread, must_live).await {
-            Ok(connected) => connected,
-            Err(error) => {
-                flight.finish(outcome_of(&error));
-                attempts.note(&flight, error, thread).map_err(|error| failed(error, whole))?;
-                continue;
-            }
-        };
-        if std::mem::take(&mut awaits_continue) && client.out.len() == head_bytes {
-            send_continue(client, thread, &job).await.map_err(|error| failed(error, false))?;
-        }
-        let error = match exchange(client, thread, meta, &job, body.clone(), upstream, &mut flight).await {
+        let sending = Sending { meta, job: &job, body: &body, awaits_continue };
+        let fault = match attempt(client, thread, &sending, &mut flight).await {
             Ok(reply) => return Ok(reply),
-            Err(error) => error,
+            Err(fault) => fault,
         };
-        let died = matches!(error, Error::Died);
-        // A kept connection may have been closed before the request came, which says nothing about the backend.
-        let stale = reused && died;
-        flight.finish(if stale { Outcome::Cancelled } else { outcome_of(&error) });
-        if stale {
-            flight.forget_idle();
-        }
-        if !(died && whole && job.is_idempotent && !client.out.as_slice().is_empty()) {
-            return Err(failed(error, whole));
-        }
-        attempts.note(&flight, error, thread).map_err(|error| failed(error, whole))?;
-        attempts.may_repeat_backend = stale;
+        attempts.note(&mut flight, fault, thread).map_err(failed)?;
     }
+}
+
+/// Moves what is here of the body behind the head, to go with it in one piece. Whether the client waits to be told to
+/// send it.
+fn take_body(client: &mut Client, job: &Job, body: &mut Body) -> Result<bool, Failed> {
+    let head_bytes = client.out.len();
+    pump::take_ready(&mut client.reader.inbound, &mut client.out, body, false)
+        .map_err(|refusal| Failed { error: Error::Refused(refusal), body_read: false })?;
+    Ok(job.expects_continue && !body.is_done() && client.out.len() == head_bytes)
+}
+
+/// A place among the bodies that stream.
+fn place(thread: &Thread, job: &Job) -> Result<Streaming, Error> {
+    thread.stream(job.site.generation.config.limits.bodies).ok_or(Error::Busy)
+}
+
+/// Sends the request to the backend of `flight`.
+async fn attempt(
+    client: &mut Client,
+    thread: &Thread,
+    sending: &Sending<'_>,
+    flight: &mut Flight<'_>,
+) -> Result<Reply, Fault> {
+    let &Sending { meta, job, body, awaits_continue } = sending;
+    if let Some(entry) = &mut client.entry {
+        let (cluster, backend) = flight.names();
+        entry.set_backend(cluster, backend);
+    }
+    // Only what can be repeated may find out by failing that its connection was closed.
+    let connected = flight.connect(thread, !sending.may_repeat()).await;
+    let (upstream, reused) = connected.map_err(Fault::unsent)?;
+    if awaits_continue && let Err(error) = send_continue(client, thread, job).await {
+        return Err(Fault { error, repeatable: false, stale: false });
+    }
+    let error = match exchange(client, thread, meta, job, body.clone(), upstream, flight).await {
+        Ok(reply) => return Ok(reply),
+        Err(error) => error,
+    };
+    let died = matches!(error, Error::Died);
+    let repeatable = died && sending.may_repeat() && !client.out.as_slice().is_empty();
+    Err(Fault { error, repeatable, stale: died && reused })
 }
 
 /// What was tried for one request.
@@ -112,6 +152,21 @@ struct Attempts {
 }
 
 impl Attempts {
+    /// The backend to try next. The first one may have to be waited for; with none left, the request has failed as the
+    /// last attempt did.
+    async fn next<'a>(
+        &mut self,
+        client: &Client,
+        thread: &Thread,
+        job: &'a Job,
+    ) -> Result<Flight<'a>, Error> {
+        match (self.pick(job), self.last.take()) {
+            (Some(flight), _) => Ok(flight),
+            (None, Some(error)) => Err(error),
+            (None, None) => wait(client, thread, job).await,
+        }
+    }
+
     fn pick<'a>(&self, job: &'a Job) -> Option<Flight<'a>> {
         let shard = &job.site.generation.clusters[job.cluster];
         if self.count == 0 && !shard.queue.is_empty() {
@@ -123,16 +178,22 @@ impl Attempts {
         if other.is_none() && self.may_repeat_backend { Flight::pick(job, &[], now) } else { other }
     }
 
-    /// Notes a failed attempt. Fails with its error when there shall be no other.
-    fn note(&mut self, flight: &Flight<'_>, error: Error, thread: &Thread) -> Result<(), Error> {
+    /// Ends a failed attempt. Fails with its error when there shall be no other.
+    fn note(&mut self, flight: &mut Flight<'_>, fault: Fault, thread: &Thread) -> Result<(), Error> {
+        flight.finish(fault.outcome());
+        if fault.stale {
+            flight.forget_idle();
+        }
+        if !fault.repeatable {
+            return Err(fault.error);
+        }
         self.tried[self.count] = flight.backend();
         self.count += 1;
-        self.may_repeat_backend = false;
         if self.count == ATTEMPTS_MAX || !thread.retries.borrow_mut().spend(thread.watch.now_ms()) {
-            return Err(error);
+            return Err(fault.error);
         }
         thread.shared.totals.retries.fetch_add(1, Relaxed);
-        self.last = Some(error);
+        (self.last, self.may_repeat_backend) = (Some(fault.error), fault.stale);
         Ok(())
     }
 }
