@@ -5,14 +5,13 @@
 //! connection, one connection at a time: it is for an operator, not for load.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::control::StartError;
+use crate::place::{self, Place};
 use crate::site::{Member, Shared};
 use crate::{clock, config, handover, status};
 
@@ -26,6 +25,20 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond what the status of thousands of backends takes.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
+/// Why the admin socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("admin socket {path}: {problem}")]
+pub struct AdminError {
+    path: PathBuf,
+    problem: String,
+}
+
+impl AdminError {
+    fn at(path: &Path, problem: impl ToString) -> Self {
+        Self { path: path.to_owned(), problem: problem.to_string() }
+    }
+}
+
 /// The open socket. Its file is removed on drop, unless a successor has put its own there.
 pub(crate) struct Admin {
     listener: UnixListener,
@@ -37,19 +50,17 @@ pub(crate) struct Admin {
 impl Admin {
     /// Opens a socket that will be at `path` once it is [published](Self::publish). A socket that nobody listens on
     /// any more does not matter; one that somebody listens on is an error unless it is `replaced`.
-    pub(crate) fn open(path: &Path, replaced: bool) -> Result<Self, StartError> {
-        let failed = |problem: String| StartError::Admin { path: path.to_owned(), problem };
-        check_free(path, replaced).map_err(failed)?;
+    pub(crate) fn open(path: &Path, replaced: bool) -> Result<Self, AdminError> {
+        check_free(path, replaced).map_err(|problem| AdminError::at(path, problem))?;
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}", std::process::id()));
         let own = PathBuf::from(name);
-        bind(&own).map_err(|error| failed(error.to_string()))
+        bind(&own).map_err(|error| AdminError::at(path, error))
     }
 
     /// Moves the socket to `path`, and serves it on a thread.
-    pub(crate) fn publish(mut self, path: &Path, shared: &Arc<Shared>) -> Result<Self, StartError> {
-        let failed =
-            |error: io::Error| StartError::Admin { path: path.to_owned(), problem: error.to_string() };
+    pub(crate) fn publish(mut self, path: &Path, shared: &Arc<Shared>) -> Result<Self, AdminError> {
+        let failed = |error: io::Error| AdminError::at(path, error);
         std::fs::rename(&self.path, path).map_err(failed)?;
         path.clone_into(&mut self.path);
         let (listener, shared) = (self.listener.try_clone().map_err(failed)?, Arc::clone(shared));
@@ -108,41 +119,13 @@ pub fn ask(config: &Path, target: &str) -> Result<String, AskError> {
 }
 
 fn exchange(path: &Path, target: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(Place::of(path)?.path())?;
+    let mut stream = place::connect(path)?;
     stream.set_read_timeout(Some(ASK_TIMEOUT))?;
     stream.set_write_timeout(Some(ASK_TIMEOUT))?;
     write!(stream, "GET {target} HTTP/1.1\r\nHost: balancer\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
     Ok(answer)
-}
-
-/// A way to a socket's path that fits in an address, which holds 107 bytes; labs lie in deep folders.
-pub(crate) struct Place {
-    path: PathBuf,
-    /// Open while `path` leads through its descriptor.
-    _folder: Option<OwnedFd>,
-}
-
-impl Place {
-    const BYTES_MAX: usize = 107;
-
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        if path.as_os_str().len() <= Self::BYTES_MAX {
-            return Ok(Self { path: path.to_owned(), _folder: None });
-        }
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty())?;
-        let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
-        Ok(Self { path, _folder: Some(folder) })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// Whether `path` may become ours. What is no socket is not ours to replace.
@@ -152,7 +135,7 @@ fn check_free(path: &Path, replaced: bool) -> Result<(), String> {
         Err(error) => Err(error.to_string()),
         Ok(found) if !found.file_type().is_socket() => Err("something that is no socket is there".to_owned()),
         Ok(_) if replaced => Ok(()),
-        Ok(_) => match Place::of(path).and_then(|place| UnixStream::connect(place.path())) {
+        Ok(_) => match place::connect(path) {
             Ok(_) => Err("another balancer answers there; give each its own `admin`, or take over from it \
                           with --replace"
                 .to_owned()),

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::access::{AccessLog, AccessOptions};
-use crate::admin::Admin;
+use crate::admin::{Admin, AdminError};
 use crate::config::{Config, ConfigError};
 use crate::driver::{self, Driver, DriverChoice};
 use crate::handover::{HandoverError, Predecessor};
@@ -41,8 +41,8 @@ pub enum StartError {
     Handover(#[from] HandoverError),
     #[error("set up {what}")]
     SetUp { what: &'static str, source: io::Error },
-    #[error("admin socket {path}: {problem}")]
-    Admin { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     #[error("a thread ended before it was told to")]
     ThreadLost,
 }

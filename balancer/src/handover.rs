@@ -24,10 +24,9 @@ use rustix::net::{
     SendFlags,
 };
 
-use crate::admin::Place;
 use crate::listen::Listeners;
-use crate::notify;
 use crate::site::{Drained, Shared, lock};
+use crate::{notify, place};
 
 /// How long one side waits for the other's next word. The admin socket may be busy with somebody for four seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -76,8 +75,7 @@ impl Predecessor {
     /// Asks the balancer whose admin socket is at `path` for its listeners; `None` when nobody is there.
     pub(crate) fn ask(path: &Path) -> Result<Option<Self>, HandoverError> {
         let broken = |source| HandoverError::Broken { path: path.to_owned(), source };
-        let connected = Place::of(path).and_then(|place| UnixStream::connect(place.path()));
-        let mut stream = match connected {
+        let mut stream = match place::connect(path) {
             Ok(stream) => stream,
             // Never there, or left behind by a process that was killed.
             Err(error)

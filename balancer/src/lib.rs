@@ -24,6 +24,7 @@ mod listen;
 pub mod log;
 mod notify;
 mod page;
+mod place;
 mod pool;
 mod probe;
 mod proxy;
@@ -39,7 +40,7 @@ mod thread;
 mod watch;
 
 pub use access::AccessOptions;
-pub use admin::{AskError, ask};
+pub use admin::{AdminError, AskError, ask};
 pub use control::{Options, StartError, run};
 pub use driver::DriverChoice;
 pub use handover::HandoverError;
