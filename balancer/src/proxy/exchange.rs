@@ -111,13 +111,7 @@ impl<F: Future<Output = Uploaded>> Carriage<'_, '_, F> {
     async fn receive_head(&mut self) -> Result<Head, Error> {
         let receive = receive_head(self.reader, self.client, self.expected, self.head_out);
         match self.upload.beside(receive).await {
-            Ok(head) => {
-                self.thread.count(Count::Status(head.status));
-                if let Some(entry) = self.entry {
-                    entry.status = Some(head.status);
-                }
-                Ok(head)
-            }
+            Ok(head) => Ok(head),
             Err(error) => {
                 if self.expected.whole && matches!(error, Error::Died) {
                     // The request may be sent again, and its bytes come back only when their sending has ended.
@@ -129,9 +123,18 @@ impl<F: Future<Output = Uploaded>> Carriage<'_, '_, F> {
         }
     }
 
+    /// Notes what the client is told, once it is certain that it is.
+    fn note(&mut self, head: &Head) {
+        self.thread.count(Count::Status(head.status));
+        if let Some(entry) = self.entry {
+            entry.status = Some(head.status);
+        }
+    }
+
     /// The connection changes its protocol.
     fn switch(&mut self, head: &Head) -> Result<Carried, Error> {
         let place = self.thread.stream(self.expected.config.limits.bodies).ok_or(Error::Busy)?;
+        self.note(head);
         let sending = started_answer(head, &mut self.reader.inbound, self.head_out);
         self.flight.finish(outcome_of_status(head.status));
         self.upload.finish(self.out);
@@ -143,6 +146,7 @@ impl<F: Future<Output = Uploaded>> Carriage<'_, '_, F> {
     fn take_whole(&mut self, head: &Head) -> Result<Option<Carried>, Error> {
         let whole = whole_answer(head, &mut self.reader.inbound, self.head_out)?;
         let Some((sending, clean)) = whole else { return Ok(None) };
+        self.note(head);
         self.flight.finish(outcome_of_status(head.status));
         let complete = self.upload.finish(self.out);
         let upstream = if clean && complete { head.upstream } else { Keep::Close };
@@ -159,6 +163,7 @@ impl<F: Future<Output = Uploaded>> Carriage<'_, '_, F> {
         if self.expected.whole && streaming.is_none() {
             return Err(Error::Busy);
         }
+        self.note(head);
         let sending = started_answer(head, &mut self.reader.inbound, self.head_out);
         let mut rest = head.body.clone();
         let piece = if self.upload.has_ended() { STREAM_BYTES } else { BESIDE_BYTES };
