@@ -52,8 +52,13 @@ fn surplus_behind(answer: &'static [u8], cue: &Cue) -> Stub {
 }
 
 fn answers_2xx(balancer: &Balancer) -> u64 {
+    answers(balancer, "2xx")
+}
+
+fn answers(balancer: &Balancer, class: &str) -> u64 {
     let metrics = balancer.get("/metrics").text();
-    let line = metrics.lines().find(|line| line.contains("code=\"2xx\"")).expect("a counter").to_owned();
+    let code = format!("code=\"{class}\"");
+    let line = metrics.lines().find(|line| line.contains(&code)).expect("a counter").to_owned();
     line.rsplit(' ').next().and_then(|count| count.parse().ok()).expect("a number")
 }
 
@@ -238,6 +243,23 @@ on_both_drivers! {
             assert_eq!(response.head.to_ascii_lowercase(), head("200 ok", "etag: x\r\ntransfer-encoding: chunked\r\n").to_ascii_lowercase());
             assert_eq!(client.get("/app/plain").text(), "plain");
         }
+    }
+
+    fn answer_that_is_refused_is_not_counted(driver) {
+        const BAD: u64 = 20;
+        let bytes = head("200 OK", "Transfer-Encoding: chunked\r\n") + "0\r\nContent-Length: 5\r\n\r\n";
+        let (balancer, mut client, _stub) = answered(driver, &bytes, GET);
+        assert_eq!(client.response().status, 502);
+        let (before, mut pages) = (answers_2xx(&balancer), 1);
+        for _ in 1..BAD {
+            assert_eq!(client.get("/app").status, 502);
+        }
+        eventually("they are counted", || {
+            pages += 1;
+            answers(&balancer, "5xx") >= BAD
+        });
+        let found = answers_2xx(&balancer) - before;
+        assert!(found <= pages, "{found} answers of 2xx, of which {pages} are pages of the balancer");
     }
 
     fn flood_of_interim_answers_gives_502(driver) {

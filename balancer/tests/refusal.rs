@@ -235,6 +235,22 @@ fn limits_have_statuses_of_their_own() {
 }
 
 #[test]
+fn options_of_the_connection_are_bounded() {
+    let head = |start: &str, options: usize| {
+        // In two fields, so that neither alone is over the bound.
+        let (one, two) = (",".repeat(options / 2 - 1), ",".repeat(options - options / 2 - 1));
+        format!("{start}\r\nHost: a\r\nConnection: x{one}\r\nConnection: y{two}\r\n\r\n")
+    };
+    assert!(parse(head("GET / HTTP/1.1", 64).as_bytes(), 0).is_ok());
+    let refused = parse(head("GET / HTTP/1.1", 65).as_bytes(), 0);
+    assert_eq!(refused.expect_err("one too many").status(), 400);
+    let mut space = http::space();
+    assert!(
+        http::parse_response(head("HTTP/1.1 200 OK", 65).as_bytes(), 0, false, &LIMITS, &mut space).is_err()
+    );
+}
+
+#[test]
 fn framing_of_answers_is_judged_as_strictly() {
     let judge = |bytes: &[u8], to_head| {
         let mut space = http::space();
@@ -286,6 +302,32 @@ fn framing_of_answers_is_judged_as_strictly() {
 }
 
 on_both_drivers! {
+    fn refusal_of_head_has_no_content(driver) {
+        let stub = Stub::named("a");
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        for bytes in ["HEAD /app HTTP/1.1\r\n\r\n", "HEAD /app HTTP/1.1\r\nHost: a\r\nExpect: coffee\r\n\r\n"] {
+            let mut client = balancer.client();
+            client.send(bytes);
+            let response = client.response_to_head();
+            assert!(matches!(response.status, 400 | 417), "{}", response.head);
+            assert!(client.is_closed(), "nothing follows the head");
+        }
+    }
+
+    fn empty_line_before_a_request_may_come_in_pieces(driver) {
+        let stub = Stub::named("a");
+        let balancer = Balancer::over(driver, &[&stub], json!({ "threads": 1 }));
+        let mut client = balancer.client();
+        assert_eq!(client.get("/app").text(), "a");
+        client.send("\r");
+        // The one thread has received it by the time it has answered others.
+        for _ in 0..2 {
+            assert_eq!(balancer.get("/app").text(), "a");
+        }
+        client.send("\nGET /app HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response().text(), "a");
+    }
+
     fn ambiguous_requests_never_reach_a_backend(driver) {
         let stub = Stub::named("a");
         let balancer = Balancer::over(driver, &[&stub], json!({}));

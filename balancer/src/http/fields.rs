@@ -3,6 +3,10 @@
 use super::scan::Field;
 use super::{Body, Chunked, Refusal};
 
+/// Options that `Connection` may name in one head, empty ones included: each is compared with each field, and a head
+/// full of them would cost milliseconds. Programs name three.
+const CONNECTION_OPTIONS_MAX: u32 = 64;
+
 /// What a field is to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -74,6 +78,7 @@ pub(crate) struct Summary<'b> {
     pub(crate) host: Option<&'b [u8]>,
     pub(crate) close: bool,
     pub(crate) keep_alive: bool,
+    options: u32,
     /// `Connection` names fields that are therefore not forwarded.
     pub(crate) names_fields: bool,
     pub(crate) expects_continue: bool,
@@ -131,7 +136,7 @@ impl<'b> Summary<'b> {
                 }
                 self.host = Some(value);
             }
-            Kind::Connection => self.note_connection(value),
+            Kind::Connection => self.note_connection(value)?,
             Kind::Expect => {
                 self.rewritten = true;
                 for expectation in list(value).filter(|expectation| !expectation.is_empty()) {
@@ -151,9 +156,13 @@ impl<'b> Summary<'b> {
         Ok(())
     }
 
-    fn note_connection(&mut self, value: &[u8]) {
+    fn note_connection(&mut self, value: &[u8]) -> Result<(), Refusal> {
         self.rewritten = true;
         for option in list(value) {
+            self.options += 1;
+            if self.options > CONNECTION_OPTIONS_MAX {
+                return Err(Refusal::Malformed("more options of the connection than anybody needs"));
+            }
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;
             } else if option.eq_ignore_ascii_case(b"keep-alive") {
@@ -163,6 +172,7 @@ impl<'b> Summary<'b> {
                 self.upgrades |= option.eq_ignore_ascii_case(b"upgrade");
             }
         }
+        Ok(())
     }
 
     /// Whether the connection may carry another message: the default of the version, unless a field says otherwise.

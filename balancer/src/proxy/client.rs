@@ -91,10 +91,16 @@ impl Client {
         }))
     }
 
-    /// RFC 9112, 2.2: one empty line before a request is tolerated.
+    /// What is known of a request whose head is refused.
+    pub(crate) fn unread(&self) -> Meta {
+        Meta { is_head: self.reader.inbound.as_slice().starts_with(b"HEAD "), ..Meta::default() }
+    }
+
+    /// RFC 9112, 2.2: one empty line before a request is tolerated, also when its two bytes come apart.
     fn skip_empty_line(&mut self) {
-        if self.searched == 0 && self.reader.inbound.as_slice().starts_with(b"\r\n") {
+        if self.searched <= 1 && self.reader.inbound.as_slice().starts_with(b"\r\n") {
             self.reader.inbound.consume(2);
+            self.searched = 0;
         }
     }
 

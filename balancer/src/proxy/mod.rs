@@ -58,7 +58,10 @@ pub(crate) async fn serve(mut client: Client, thread: Rc<Thread>) {
         let reply = match client.next_plan(&thread).await {
             Ok(Some((meta, plan))) => answer(&mut client, &thread, &meta, plan).await,
             Ok(None) => return,
-            Err(error) => refuse(&mut client, &thread, &Meta::default(), &error),
+            Err(error) => {
+                let meta = client.unread();
+                refuse(&mut client, &thread, &meta, &error)
+            }
         };
         client.record(&thread, &reply);
         let then = match reply {
