@@ -126,6 +126,28 @@ on_both_drivers! {
         }
     }
 
+    fn options_may_be_passed_on_as_often_as_it_says(driver) {
+        let stub = Stub::named("a");
+        let balancer = Balancer::over(driver, &[&stub], json!({}));
+        let mut client = balancer.client();
+        let mut ask = |method: &str, count: &str| {
+            client.send(format!("{method} /app HTTP/1.1\r\nHost: a\r\nMax-Forwards: {count}\r\n\r\n"));
+            client.response()
+        };
+        for (method, count, left) in
+            [("OPTIONS", "3", "2"), ("OPTIONS", "1", "0"), ("OPTIONS", "few", "few"), ("GET", "0", "0")]
+        {
+            assert_eq!(ask(method, count).text(), "a");
+            let request = stub.requests().pop().expect("it came");
+            let values: Vec<_> = request.fields.iter().filter(|(name, _)| name == "Max-Forwards").collect();
+            assert_eq!(values, [&("Max-Forwards".to_owned(), left.to_owned())], "{method} {count}");
+        }
+        let before = stub.requests().len();
+        let last = ask("OPTIONS", "0");
+        assert_eq!((last.status, last.field("allow").is_some()), (200, true));
+        assert_eq!(stub.requests().len(), before, "the balancer answers as the last recipient");
+    }
+
     fn partial_and_conditional_requests_go_through_as_they_are(driver) {
         let stub = Stub::start(|request, connection| connection.send(match request.path() {
             "/app/part" => {

@@ -44,6 +44,13 @@ impl Message {
         (self.version == 1 && named && usable).then_some(protocols)
     }
 
+    /// What the last `Max-Forwards` of OPTIONS says, if that is a number.
+    fn forwards_left(&self) -> Option<u64> {
+        let value = self.values("max-forwards").pop().filter(|_| self.start.starts_with(b"OPTIONS "))?;
+        let digits = value.iter().all(u8::is_ascii_digit);
+        std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+    }
+
     fn upgrade_fields(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let fields = |protocols: &[u8]| {
             vec![(b"connection".to_vec(), b"upgrade".to_vec()), (b"upgrade".to_vec(), protocols.to_vec())]
@@ -68,8 +75,8 @@ impl Message {
             "upgrade",
         ];
         const STAYS: [&str; 2] = ["content-length", "transfer-encoding"];
-        const STAYS_IN_REQUESTS: [&str; 5] =
-            ["host", "x-forwarded-for", "x-forwarded-proto", "via", "expect"];
+        const STAYS_IN_REQUESTS: [&str; 6] =
+            ["host", "x-forwarded-for", "x-forwarded-proto", "via", "expect", "max-forwards"];
         // The start of an answer is its status alone.
         let is_request = self.start.contains(&b' ');
         let options: Vec<Vec<u8>> = self
@@ -176,7 +183,8 @@ fn take_body(mut body: Body, bytes: &[u8], head_bytes: usize) -> Option<(Vec<u8>
 pub fn forwarded_requests(bytes: &[u8], found: &Found) -> Vec<(Vec<u8>, Message)> {
     let mut space = http::space();
     let request = http::parse_request(bytes, 0, &WIDE, &mut space).expect("taken before").expect("whole");
-    if request.is_asterisk {
+    // These are not forwarded.
+    if request.is_asterisk || request.max_forwards == Some(0) {
         return Vec::new();
     }
     [ForwardedFor::Off, ForwardedFor::Append, ForwardedFor::Replace]
@@ -211,6 +219,10 @@ fn forwarded_request(
         expected.fields.retain(|(name, _)| name != b"host");
         let host = expected.authority.get_or_insert_default().clone();
         expected.fields.push((b"host".to_vec(), host));
+    }
+    if let Some(left) = found.message.forwards_left() {
+        expected.fields.retain(|(name, _)| name != b"max-forwards");
+        expected.fields.push((b"max-forwards".to_vec(), (left - 1).to_string().into_bytes()));
     }
     if adds {
         add_proxy_fields(&mut expected, found, kind);

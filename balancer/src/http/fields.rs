@@ -19,6 +19,7 @@ pub(crate) enum Kind {
     HopByHop,
     Upgrade,
     Expect,
+    MaxForwards,
     ForwardedFor,
     ForwardedProto,
     Via,
@@ -32,6 +33,7 @@ impl Kind {
         match Self::in_request(name) {
             Self::Host
             | Self::Expect
+            | Self::MaxForwards
             | Self::ForwardedFor
             | Self::ForwardedProto
             | Self::Via
@@ -55,6 +57,7 @@ impl Kind {
             7 if is(b"upgrade") => Self::Upgrade,
             10 if is(b"connection") => Self::Connection,
             10 if is(b"keep-alive") => Self::HopByHop,
+            12 if is(b"max-forwards") => Self::MaxForwards,
             14 if is(b"content-length") => Self::ContentLength,
             15 if is(b"x-forwarded-for") => Self::ForwardedFor,
             16 if is(b"proxy-connection") => Self::HopByHop,
@@ -88,6 +91,8 @@ pub(crate) struct Summary<'b> {
     pub(crate) upgrade: Option<&'b [u8]>,
     /// `Connection` names `upgrade`, without which that field means nothing.
     pub(crate) upgrades: bool,
+    /// How often the request may be passed on; what is no number means nothing.
+    pub(crate) max_forwards: Option<u64>,
     /// Something needs to be taken out or written in another way before forwarding.
     pub(crate) rewritten: bool,
 }
@@ -150,6 +155,7 @@ impl<'b> Summary<'b> {
                 self.rewritten = true;
                 self.upgrade = Some(if self.upgrade.is_none() { value } else { b"" });
             }
+            Kind::MaxForwards => self.max_forwards = content_length(value).ok(),
             Kind::Disguised => return Err(Refusal::Malformed("underscore for a hyphen in a field name")),
             Kind::ForwardedFor | Kind::ForwardedProto | Kind::Via | Kind::Plain => {}
         }

@@ -93,6 +93,11 @@ pub fn write_request(
         write_chunked(out);
         count += 1;
     }
+    if let Some(left) = request.max_forwards {
+        // RFC 9110, 7.6.2. One that must not be forwarded does not come here.
+        line(out, "Max-Forwards", left.saturating_sub(1).to_string().as_bytes());
+        count += 1;
+    }
     count += write_added(out, request, rules, client);
     if let Some(protocols) = request.upgrade {
         line(out, "Connection", b"upgrade");
@@ -118,6 +123,7 @@ fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &[u8], kind: Kind) -> b
         Kind::Plain | Kind::Disguised => rules.dropped.is_empty() || !rules.dropped.contains(name),
         Kind::ContentLength => true,
         Kind::Host => !request.absolute,
+        Kind::MaxForwards => request.max_forwards.is_none(),
         Kind::ForwardedFor => rules.forwarded_for == ForwardedFor::Off,
         // Behind a trusted proxy the original protocol is what that proxy says.
         Kind::ForwardedProto => !rules.forwarded_proto || rules.forwarded_for == ForwardedFor::Append,

@@ -22,6 +22,8 @@ pub struct Request<'h, 'b> {
     pub expects_continue: bool,
     /// The protocols that the client would like to change to. Only a request without a body asks for that here.
     pub upgrade: Option<&'b [u8]>,
+    /// How often a request about the way to a resource (OPTIONS) may be passed on, if it says so.
+    pub max_forwards: Option<u64>,
     /// Length of the head with its empty line.
     pub head_bytes: usize,
     pub(crate) bytes: &'b [u8],
@@ -190,6 +192,7 @@ fn judge<'h, 'b>(
         body,
         persists: summary.persists(version),
         expects_continue: summary.expects_continue && version == 1,
+        max_forwards: summary.max_forwards.filter(|_| method == b"OPTIONS"),
         head_bytes,
         bytes: &bytes[..head_bytes],
         fields,

@@ -109,7 +109,7 @@ type Page = fn(&Thread, &dyn Fn() -> Report) -> (&'static str, String);
 
 /// The cluster that a request is for, or the answer of the balancer's own.
 fn own_answer(request: &Request<'_, '_>, thread: &Thread, site: &Site) -> Result<usize, Answer> {
-    if request.is_asterisk {
+    if request.is_asterisk || request.max_forwards == Some(0) {
         return Err(Answer::options());
     }
     let generation = &site.generation;
