@@ -15,6 +15,7 @@ mod clock;
 pub mod config;
 mod control;
 mod crew;
+mod date;
 mod driver;
 mod error;
 mod handover;

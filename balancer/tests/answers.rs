@@ -262,6 +262,22 @@ on_both_drivers! {
         assert!(found <= pages, "{found} answers of 2xx, of which {pages} are pages of the balancer");
     }
 
+    fn answers_of_the_balancers_own_are_dated(driver) {
+        let balancer = Balancer::over(driver, &[], json!({}));
+        for (request, status) in [
+            ("GET /status HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            ("GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+            ("GET /app HTTP/1.1\r\nHost: a\r\n\r\n", 503),
+            ("GET /app HTTP/1.1\r\n\r\n", 400),
+        ] {
+            let mut client = balancer.client();
+            client.send(request);
+            let response = client.response();
+            let date = response.field("date").expect("a date");
+            assert_eq!((response.status, date.len(), &date[25..]), (status, "Sun, 06 Nov 1994 08:49:37 GMT".len(), " GMT"));
+        }
+    }
+
     fn flood_of_interim_answers_gives_502(driver) {
         for (status, passed_on) in [("103 Early Hints", 8), ("100 Continue", 0)] {
             let bytes = head(status, "").repeat(9) + &head("200 OK", "Content-Length: 0\r\n");

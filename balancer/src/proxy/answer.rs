@@ -1,8 +1,10 @@
 //! Answers of the balancer's own.
 
 use std::io::Write;
+use std::time::SystemTime;
 
 use super::plan::Meta;
+use crate::date::Date;
 
 /// A short answer that is known as a whole.
 #[derive(Debug)]
@@ -53,19 +55,19 @@ impl Answer {
     }
 
     /// Appends the whole answer, without its body if the request was HEAD.
-    pub(crate) fn write(&self, out: &mut Vec<u8>, meta: &Meta) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>, meta: &Meta, now: SystemTime) {
         let connection = match (meta.persists, meta.version) {
             (false, _) => "Connection: close\r\n",
             (true, 0) => "Connection: keep-alive\r\n",
             (true, _) => "",
         };
         let Self { status, content_type, extra, body } = self;
-        let length = body.len();
-        let reason = reason(*status);
+        let (length, reason, date) = (body.len(), reason(*status), Date::of(now).http());
         // Writing to a vector cannot fail.
         let _ = write!(
             out,
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n{extra}{connection}\r\n"
+            "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Type: {content_type}\r\n\
+             Content-Length: {length}\r\n{extra}{connection}\r\n"
         );
         if !meta.is_head {
             out.extend_from_slice(body);

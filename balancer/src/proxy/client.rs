@@ -12,6 +12,7 @@ use super::plan::{Meta, Plan, plan};
 use super::{Reply, Then, answer::Answer};
 use crate::access::Entry;
 use crate::buffer::Buffer;
+use crate::clock;
 use crate::error::Error;
 use crate::http::Refusal;
 use crate::socket::{self, Peer, Reader, Writer};
@@ -219,7 +220,7 @@ impl Drop for Counted {
 /// Tells a client 503 without waiting for it or serving it, because there are no descriptors to serve it with.
 pub(crate) fn turn_away_at_once(socket: OwnedFd) {
     let mut answer = Vec::new();
-    Answer::error(503).write(&mut answer, &Meta::default());
+    Answer::error(503).write(&mut answer, &Meta::default(), clock::date());
     // Whatever fails, the close says it as well.
     let _ = rustix::net::send(&socket, &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);
@@ -231,7 +232,7 @@ pub(crate) fn turn_away_at_once(socket: OwnedFd) {
 /// Answers a connection over the limit with 503, as far as that goes without waiting.
 pub(crate) async fn turn_away(mut client: Client, thread: Rc<Thread>) {
     let mut buffer = thread.take_buffer();
-    Answer::error(503).write(buffer.end(), &Meta::default());
+    Answer::error(503).write(buffer.end(), &Meta::default(), clock::date());
     if client.send_last(&thread, buffer).await {
         client.linger(&thread).await;
     }

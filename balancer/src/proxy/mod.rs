@@ -26,6 +26,7 @@ pub(crate) use client::{Client, turn_away, turn_away_at_once};
 pub(crate) use waiting::Waiting;
 
 use crate::buffer::Buffer;
+use crate::clock;
 use crate::error::{Error, Side};
 use crate::thread::{Count, Thread};
 use answer::Answer;
@@ -113,6 +114,6 @@ fn own(client: &mut Client, thread: &Thread, meta: &Meta, answer: &Answer) -> Re
     }
     thread.count(Count::Status(answer.status()));
     let mut buffer = thread.take_buffer();
-    answer.write(buffer.end(), meta);
+    answer.write(buffer.end(), meta, clock::date());
     Reply::Send(buffer, if meta.persists { Then::Next } else { Then::Linger })
 }
