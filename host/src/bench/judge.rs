@@ -171,87 +171,79 @@ pub(super) fn judge(facts: &Facts) -> (Verdict, Vec<String>) {
 }
 
 fn reasons(facts: &Facts) -> Vec<String> {
-    let mut reasons = facts.open.map(|open| open_reasons(&open)).unwrap_or_default();
-    let mut say = |applies: bool, words: String| {
-        if applies {
-            reasons.push(words);
-        }
-    };
-    let sent = facts.ok + facts.errors;
-    if sent == 0 && facts.warmup.requests > 0 {
-        say(true, "the run ended in its warm-up".to_owned());
+    let open = facts.open.map(|open| open_reasons(&open)).unwrap_or_default();
+    let others = [answers_and_generator(facts), size(facts), steadiness(facts), left_out(facts)];
+    open.into_iter().chain(others.into_iter().flatten()).collect()
+}
+
+fn answers_and_generator(facts: &Facts) -> Vec<String> {
+    let nothing = if facts.ok + facts.errors == 0 && facts.warmup.requests > 0 {
+        Some("the run ended in its warm-up".to_owned())
     } else {
-        say(facts.ok == 0, "no request was answered with 2xx".to_owned());
-    }
-    say(
-        facts.client_errors > 0,
-        format!("{} requests failed for want of ports or descriptors of this machine", facts.client_errors),
-    );
-    say(
-        facts.busy > BUSY_MAX,
-        format!("a thread of the generator was busy {:.0} % of the time", facts.busy * 100.0),
-    );
-    say(
-        facts.is_starved(),
-        format!(
-            "a thread of the generator was busy or waited for a CPU {:.0} % of the time",
-            facts.occupied * 100.0
-        ),
-    );
-    say(
-        facts.is_burst && facts.ok > 0,
-        "a burst shows how the target takes a sudden load, not a rate that it can keep".to_owned(),
-    );
-    say(
-        !facts.is_burst && facts.window < WINDOW_MIN,
-        format!("the measured window is only {} ms", facts.window.as_millis()),
-    );
-    say(
-        facts.ok > 0 && facts.ok < OK_MIN,
-        format!("p99 rests on {} answers, so on fewer than ten above it", facts.ok),
-    );
-    say(
-        !facts.is_burst && facts.steadiness.dependence > DEPENDENCE_MAX,
+        (facts.ok == 0).then(|| "no request was answered with 2xx".to_owned())
+    };
+    let shortage = (facts.client_errors > 0).then(|| {
+        format!("{} requests failed for want of ports or descriptors of this machine", facts.client_errors)
+    });
+    let percent = |part: f64| format!("{:.0} % of the time", part * 100.0);
+    let busy = (facts.busy > BUSY_MAX)
+        .then(|| format!("a thread of the generator was busy {}", percent(facts.busy)));
+    let starved = facts.is_starved().then(|| {
+        format!("a thread of the generator was busy or waited for a CPU {}", percent(facts.occupied))
+    });
+    [nothing, shortage, busy, starved].into_iter().flatten().collect()
+}
+
+fn size(facts: &Facts) -> Vec<String> {
+    let burst = (facts.is_burst && facts.ok > 0)
+        .then(|| "a burst shows how the target takes a sudden load, not a rate that it can keep".to_owned());
+    let short = (!facts.is_burst && facts.window < WINDOW_MIN)
+        .then(|| format!("the measured window is only {} ms", facts.window.as_millis()));
+    let few = (facts.ok > 0 && facts.ok < OK_MIN)
+        .then(|| format!("p99 rests on {} answers, so on fewer than ten above it", facts.ok));
+    [burst, short, few].into_iter().flatten().collect()
+}
+
+fn steadiness(facts: &Facts) -> Vec<String> {
+    let swings = (!facts.is_burst && facts.steadiness.dependence > DEPENDENCE_MAX).then(|| {
         "the latencies swing more slowly than the run is long: neighbouring 24ths of it are alike, and the intervals \
          may be too narrow"
-            .to_owned(),
-    );
-    say(
-        facts.steadiness.drift.is_some(),
+            .to_owned()
+    });
+    let drift = facts.steadiness.drift.map(|change| {
+        format!("the median latency drifted: in the second half it was {change:.2} times that of the first")
+    });
+    let is_behind = facts.open.is_some_and(|open| open.is_behind());
+    let unbalance = facts.unbalance().filter(|_| !is_behind).map(|little| {
         format!(
-            "the median latency drifted: in the second half it was {:.2} times that of the first",
-            facts.steadiness.drift.unwrap_or(1.0)
-        ),
-    );
-    if let Some(little) = facts.unbalance() {
-        say(
-            !facts.open.is_some_and(|open| open.is_behind()),
-            format!(
-                "Little's law does not hold: {:.2} requests were in flight, where rate and latency make {:.2}; the run \
-                 was not steady at its ends",
-                little.in_flight, little.rate_times_latency
-            ),
-        );
-    }
+            "Little's law does not hold: {:.2} requests were in flight, where rate and latency make {:.2}; the run \
+             was not steady at its ends",
+            little.in_flight, little.rate_times_latency
+        )
+    });
+    [swings, drift, unbalance].into_iter().flatten().collect()
+}
+
+/// What the figures leave out.
+fn left_out(facts: &Facts) -> Vec<String> {
     let warmup = facts.warmup;
-    say(
-        warmup.cut_s > 0.0,
+    let cut = (warmup.cut_s > 0.0).then(|| {
         format!(
             "a warm-up of {} s is left out, with {} requests, {} of which failed",
             warmup.cut_s, warmup.requests, warmup.errors
-        ),
-    );
-    say(
-        facts.ok > 0 && facts.errors > 0,
-        format!("{} of {sent} requests failed; the latencies of good answers leave them out", facts.errors),
-    );
-    say(facts.unsent > 0, format!("{} requests were not sent before the duration ended", facts.unsent));
-    say(
-        facts.connect_max >= SYN_REPEATED,
+        )
+    });
+    let sent = facts.ok + facts.errors;
+    let failed = (facts.ok > 0 && facts.errors > 0).then(|| {
+        format!("{} of {sent} requests failed; the latencies of good answers leave them out", facts.errors)
+    });
+    let unsent = (facts.unsent > 0)
+        .then(|| format!("{} requests were not sent before the duration ended", facts.unsent));
+    let lost_syn = (facts.connect_max >= SYN_REPEATED).then(|| {
         "some connections took a second or more: their first SYN was lost, so a listen queue is too small"
-            .to_owned(),
-    );
-    reasons
+            .to_owned()
+    });
+    [cut, failed, unsent, lost_syn].into_iter().flatten().collect()
 }
 
 fn open_reasons(open: &OpenFacts) -> Vec<String> {
