@@ -57,7 +57,7 @@ pub struct Options {
     /// End the recipe after this time.
     #[arg(long, global = true, default_value = "1h", value_name = "TIME")]
     pub time_limit: Span,
-    /// Make an invalid benchmark result a failure (exit code 6).
+    /// Make a saved benchmark result that is invalid, or does not show an objective, a failure (exit code 6).
     #[arg(long, global = true)]
     pub strict: bool,
     /// One JSON event per line on standard output instead of text.

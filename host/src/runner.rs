@@ -152,7 +152,7 @@ fn execute(engine: &Engine, recipe: &Recipe, run: &Run) -> Result<(), Problem> {
     let problem = |error: Box<rhai::EvalAltResult>| Problem::of(&error, recipe, &shown);
     let ast = engine::compile(engine, recipe, &recipe.file).map_err(problem)?;
     engine.run_ast(&ast).map_err(problem)?;
-    script::wrap_up(run).map_err(Problem::from)
+    script::wrap_up(run).and_then(|()| run.check_results()).map_err(Problem::from)
 }
 
 /// Lets the recipe run until it ends, the time is over or a signal comes. `None` when a second signal has come: then

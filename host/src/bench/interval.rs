@@ -34,12 +34,23 @@ pub(super) struct Bounds {
     pub(super) high: Option<Duration>,
 }
 
+/// The ends of a 95 % interval of any figure; an end that the samples do not bound is infinite.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Reach {
+    pub(super) low: f64,
+    pub(super) high: f64,
+}
+
 /// A run in batches.
 pub(super) struct Batches {
     /// For each latency that occurred, in order: how many of each batch are not above it.
     steps: Vec<Step>,
+    /// Of 2xx answers.
     count: [f64; BATCHES],
+    failed: [f64; BATCHES],
     total_ns: [f64; BATCHES],
+    /// How long each batch is, in blocks.
+    length: [f64; BATCHES],
 }
 
 struct Step {
@@ -56,14 +67,18 @@ impl Batches {
             return None;
         }
         let mut batches: Vec<Block> = (0..BATCHES).map(|_| Block::new()).collect();
+        let mut length = [0.0; BATCHES];
         for (index, block) in blocks.iter().enumerate() {
             batches[index * BATCHES / blocks.len()].add(block);
+            length[index * BATCHES / blocks.len()] += 1.0;
         }
         let of = |read: fn(&Block) -> f64| std::array::from_fn(|index| read(&batches[index]));
         Some(Self {
             steps: steps(&batches),
             count: of(|batch| batch.ok.len() as f64),
+            failed: of(|batch| batch.failed as f64),
             total_ns: of(|batch| batch.total_ns as f64),
+            length,
         })
     }
 
@@ -80,30 +95,80 @@ impl Batches {
         Some(Bounds { low: nanos(mean - reach), high: Some(nanos(mean + reach)) })
     }
 
-    /// Of the value that a part `quantile` (0..1) of 2xx answers does not exceed; `None` when fewer than ten samples lie beyond it.
+    /// Of the value that a part `quantile` (0..1) of 2xx answers does not exceed; `None` when fewer than ten samples
+    /// lie beyond it.
     pub(super) fn quantile(&self, quantile: f64) -> Option<Bounds> {
         let count: f64 = self.count.iter().sum();
         if count * quantile.min(1.0 - quantile) < BEYOND_MIN {
             return None;
         }
+        let (low, high) = self.ends(&self.count, quantile);
+        Some(Bounds {
+            low: Duration::from_nanos(low?.low),
+            high: high.map(|step| Duration::from_nanos(step.high)),
+        })
+    }
+
+    /// In nanoseconds: as [`Self::quantile`], but of all requests, where those that failed are above every latency. The
+    /// low end is infinite when more failed than are beyond the quantile, the high one besides when fewer than ten are
+    /// beyond it. `None` when there is less than one.
+    pub(super) fn quantile_of_all(&self, quantile: f64) -> Option<Reach> {
+        let count: [f64; BATCHES] = std::array::from_fn(|index| self.count[index] + self.failed[index]);
+        let beyond = count.iter().sum::<f64>() * (1.0 - quantile);
+        // 1000 * (1 - 0.99) is a little less than 10.
+        if beyond < 1.0 - 1e-9 {
+            return None;
+        }
+        let (low, high) = self.ends(&count, quantile);
+        let high = high.filter(|_| beyond > BEYOND_MIN - 1e-9);
+        Some(Reach {
+            low: low.map_or(f64::INFINITY, |step| step.low as f64),
+            high: high.map_or(f64::INFINITY, |step| step.high as f64),
+        })
+    }
+
+    /// The steps between which the quantile of `count` samples is, those without a step being above all.
+    fn ends(&self, count: &[f64; BATCHES], quantile: f64) -> (Option<&Step>, Option<&Step>) {
         // Of independent samples: those in a queue vary more, and none vary less but by chance.
-        let least = count * quantile * (1.0 - quantile);
+        let least = count.iter().sum::<f64>() * quantile * (1.0 - quantile);
         let steps = self.steps.iter().map(|step| {
-            let excess = excess(step, &self.count, quantile);
+            let excess = excess(step, count, quantile);
             (step, excess.iter().sum::<f64>(), variance(&excess).max(least))
         });
         let mut steps = steps.skip_while(|(_, sum, var)| *sum < -T * var.sqrt()).peekable();
-        let low = steps.peek()?.0;
+        let low = steps.peek().map(|(step, ..)| *step);
         // Beyond the quantile few samples are left, which vary less than they would if the quantile were there.
         let mut spread = least;
         let high = steps.find(|(_, sum, var)| {
             spread = spread.max(*var);
             *sum >= T * spread.sqrt()
         });
-        Some(Bounds {
-            low: Duration::from_nanos(low.low),
-            high: high.map(|(step, ..)| Duration::from_nanos(step.high)),
-        })
+        (low, high.map(|(step, ..)| step))
+    }
+
+    /// Of the part of all requests that fail (0..1): Wilson's score interval, of as many independent requests as vary
+    /// like these. `None` when there are no requests.
+    pub(super) fn error_rate(&self) -> Option<Reach> {
+        let failed: f64 = self.failed.iter().sum();
+        let count = failed + self.count.iter().sum::<f64>();
+        if count == 0.0 {
+            return None;
+        }
+        let part = failed / count;
+        let excess =
+            std::array::from_fn(|index| self.failed[index] - part * (self.failed[index] + self.count[index]));
+        let least = count * part * (1.0 - part);
+        let count = if least > 0.0 { count * least / variance(&excess).max(least) } else { count };
+        let (weight, half) =
+            (T * T / count, T * (part * (1.0 - part) / count + (T / (2.0 * count)).powi(2)).sqrt());
+        let end = |half: f64| ((part + weight / 2.0 + half) / (1.0 + weight)).clamp(0.0, 1.0);
+        Some(Reach { low: if failed == 0.0 { 0.0 } else { end(-half) }, high: end(half) })
+    }
+
+    /// How far the number of 2xx answers, by when their requests were due, may be from what it is on average.
+    pub(super) fn count_reach(&self) -> f64 {
+        let per_block = self.count.iter().sum::<f64>() / self.length.iter().sum::<f64>();
+        T * variance(&std::array::from_fn(|index| self.count[index] - per_block * self.length[index])).sqrt()
     }
 
     /// The correlation of neighbouring batches in how much time their 2xx answers took beyond the mean. Above about a

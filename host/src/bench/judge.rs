@@ -1,6 +1,6 @@
 //! Says whether a run's figures may be relied on, in words.
 //!
-//! Pure. Knows nothing of service level objectives; their rules belong here when they come.
+//! Pure. Knows nothing of service level objectives, see [`super::slo`].
 
 use std::time::Duration;
 

@@ -1,9 +1,10 @@
 //! Benchmarks an HTTP/1.1 target and says what the figures are worth.
 //!
 //! `plan` turns URL and options into requests, `generate` sends them over `link`s, `book`, `record` and `timeline`
-//! count, `total` adds up, `interval` and `steady` say how sure the figures are, `judge` gives the verdict, and
-//! `report` is the stable shape of it that [`table()`], [`csv`], [`save()`] and [`compare()`] print, write and set
-//! side by side. Plan, interval, steady and judge are pure.
+//! count, `total` adds up, `interval` and `steady` say how sure the figures are, `judge` gives the verdict, `slo` holds
+//! the figures against objectives, and `report` is the stable shape of it that [`table()`], [`csv`], [`save()`] and
+//! [`compare()`] print, write and set side by side. Plan, interval, steady, judge and
+//! slo are pure.
 //!
 //! - Latency is the time from the moment a request was due to the end of its answer, connecting included; never
 //!   wall time divided by a number of requests. A request that times out is a sample at its age.
@@ -43,6 +44,7 @@ mod record;
 mod report;
 mod save;
 mod schedule;
+mod slo;
 mod steady;
 mod table;
 mod target;
@@ -59,6 +61,7 @@ pub use report::{
 };
 pub use save::{SavedTable, csv, save, save_table};
 pub use schedule::Arrivals;
+pub use slo::{Objective, Outcome, Slo};
 pub use table::table;
 
 /// A resolver that takes longer is broken, and a run with it would measure the resolver.

@@ -10,7 +10,7 @@ use std::{
 use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
-use super::schedule::Arrivals;
+use super::{schedule::Arrivals, slo::Slo};
 use crate::{
     error::{Error, Kind},
     options_map,
@@ -87,9 +87,9 @@ options_map! {
         /// Closed and open: how long new requests are sent, 1 ms to 1 h; by default 10 s, or 10 min when `requests` is
         /// given. Requests under way at the end are awaited, up to their `timeout`.
         pub duration: Option<Span>,
-        /// Closed and open: what of the start is left out of all figures; the load runs on without a gap. A duration, up to
-        /// 1 h, is sent before `duration` begins. `"auto"` leaves out as much of `duration` as differs from its second half,
-        /// at most a third. By default `"auto"`, or 0 when `requests` is given, as then all of them count.
+        /// Closed and open: what of the start is left out of all figures; the load runs on without a gap. A duration,
+        /// up to 1 h, is sent before `duration` begins. `"auto"` leaves out as much of `duration` as differs from its
+        /// second half, at most a third. By default `"auto"`, or 0 when `requests` is given, as then all of them count.
         pub warmup: Option<Warmup>,
         /// How long one request may take from the moment it was due, connecting included; 1 ms to 10 min, by default
         /// 10 s. A request that takes longer counts as a timeout, with its age as its latency.
@@ -103,14 +103,18 @@ options_map! {
         pub headers: BTreeMap<String, String>,
         /// The request's body, at most 1 MiB; by default there is none.
         pub body: Option<String>,
-        /// Closed and open: whether a connection is used again for the next request; by default true. With false every request
-        /// says `Connection: close` and has a connection of its own, whose making is part of its latency.
+        /// Closed and open: whether a connection is used again for the next request; by default true. With false every
+        /// request says `Connection: close` and has a connection of its own, whose making is part of its latency.
         pub keepalive: bool,
-        /// CPUs of this machine that make the load, one thread pinned to each, for example `[1]`; by default half as many
-        /// threads as it has CPUs, pinned to none.
+        /// CPUs of this machine that make the load, one thread pinned to each, for example `[1]`; by default half as
+        /// many threads as it has CPUs, pinned to none.
         pub cpus: Vec<u16>,
-        /// The answer's header field that names the backend; by default `"x-instance-id"`, `""` for no split by backend.
+        /// The answer's header field that names the backend; by default `"x-instance-id"`, `""` for no split by
+        /// backend.
         pub backend_header: String,
+        /// Closed and open: limits that the result is held against, for example `#{ p99_ms: 20, error_rate: 0.001 }`. A
+        /// recipe in which one is not met ends with exit code 6.
+        pub slo: Option<Slo>,
         /// What the report calls the target; by default the first segment of the path, or the host and port.
         pub name: Option<String>,
     }
@@ -135,6 +139,7 @@ impl Default for Options {
             keepalive: true,
             cpus: Vec::new(),
             backend_header: "x-instance-id".to_owned(),
+            slo: None,
             name: None,
         }
     }
@@ -187,6 +192,7 @@ impl Options {
             span("duration", duration, DURATION_MAX)?;
         }
         self.check_warmup()?;
+        self.check_slo()?;
         self.check_cpus()?;
         self.check_message()?;
         self.check_name()
@@ -260,6 +266,17 @@ impl Options {
                     .with_hint("say duration instead of requests, or give warmup as a duration"))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn check_slo(&self) -> Result<(), Error> {
+        match (self.mode, &self.slo) {
+            (_, None) => Ok(()),
+            (Mode::Burst, Some(_)) => Err(wrong(
+                "slo has no meaning in a burst: a start is one event, and no interval says how sure it is",
+            )
+            .with_hint("leave slo out, or use mode: \"closed\" or \"open\"")),
+            (_, Some(slo)) => slo.check(self.rate),
         }
     }
 
@@ -474,6 +491,9 @@ mod tests {
         check(r#"{"warmup": 2}"#, "burst");
         check(r#"{"mode":"closed", "warmup": "auto", "requests": 9}"#, "not known");
         check(r#"{"mode":"closed", "warmup": "2h"}"#, "warmup");
+        check(r#"{"slo": {"p99_ms": 20}}"#, "burst");
+        check(r#"{"mode":"closed", "slo": {}}"#, "no objective");
+        check(r#"{"mode":"open", "rate": 5, "slo": {"requests_per_second": 6}}"#, "rate of 5");
         check(r#"{"arrivals": "constant"}"#, "burst");
         check(r#"{"mode":"closed", "seed": 5}"#, "seed");
     }

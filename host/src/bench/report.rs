@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{judge::Verdict, limits::Descriptors, options::Mode, schedule::Arrivals};
+use super::{judge::Verdict, limits::Descriptors, options::Mode, schedule::Arrivals, slo::Objective};
 
 /// Changes when a key changes its meaning or goes away; new keys may come at any time.
 pub const SCHEMA: u32 = 1;
@@ -36,8 +36,8 @@ pub struct Report {
     pub window_s: f64,
     /// From the start to the end of the last request, whatever became of it.
     pub wall_s: f64,
-    /// From the moment a request was due: in a burst and an open loop by the plan, in a closed loop when the last answer
-    /// on its connection was complete.
+    /// From the moment a request was due: in a burst and an open loop by the plan, in a closed loop when the last
+    /// answer on its connection was complete.
     pub latency_ms: Latencies,
     /// How sure the figures of `latency_ms.ok` are; absent for a burst, whose requests are one event, and for a run of
     /// too few requests. See [`Intervals`].
@@ -70,6 +70,9 @@ pub struct Report {
     pub verdict: Verdict,
     /// Why, in words; may name doubts even about a valid run.
     pub reasons: Vec<String>,
+    /// What came of the objectives that the option `slo` named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slo: Vec<Objective>,
     pub client: Client,
 }
 

@@ -17,6 +17,7 @@ use super::{
     compare::{Comparison, compare},
     options::wrong,
     report::{BackendLine, Bounds, Report, SCHEMA, Summary},
+    slo::Outcome,
 };
 use crate::error::{Context, Error, Kind};
 
@@ -24,11 +25,12 @@ use crate::error::{Context, Error, Kind};
 /// and leaves empty what is known of the whole only. `count` is all requests of a target (`scheduled`), or all
 /// answers of a backend; `share` is 0..1; latencies are those of 2xx answers for a target and of all answers for a
 /// backend, in milliseconds. What follows `max_ms` is of targets only, `offered_per_second` to `queued` of open loops,
-/// and from `p50_low_ms` on the ends of 95 % intervals.
+/// `p50_low_ms` to `p99_high_ms` the ends of 95 % intervals, `slo` is `met`, `not_met` or `not_shown`, where an
+/// objective was given.
 const COLUMNS: &str = "row,target,url,mode,verdict,backend,count,share,requests_per_second,ok,errors,http_error,\
 transport_error,timeout,unsent,min_ms,mean_ms,p50_ms,p90_ms,p95_ms,p99_ms,max_ms,\
 service_p50_ms,service_p99_ms,offered_per_second,send_lag_p99_ms,queued,\
-p50_low_ms,p50_high_ms,p99_low_ms,p99_high_ms";
+p50_low_ms,p50_high_ms,p99_low_ms,p99_high_ms,slo";
 
 /// Longer names would not fit into a file name with prefix and suffix on every file system.
 const NAME_BYTES_MAX: usize = 100;
@@ -44,9 +46,10 @@ struct Document<'reports> {
 /// One line of column names, then for each report one row and one for each of its backends.
 ///
 /// Columns: `row` (`target` or `backend`), `target`, `url`, `mode`, `verdict`, `backend`, `count`, `share`,
-/// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, `min_ms` to
-/// `max_ms`, `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms`, `queued` and the
-/// ends of 95 % intervals, `p50_low_ms`, `p50_high_ms`, `p99_low_ms` and `p99_high_ms`. Fields are quoted after RFC 4180; lines end with LF.
+/// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, `min_ms` to `max_ms`,
+/// `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms`, `queued`, the ends of 95 % intervals,
+/// `p50_low_ms`, `p50_high_ms`, `p99_low_ms` and `p99_high_ms`, and `slo`. Fields are quoted after RFC 4180;
+/// lines end with LF.
 #[must_use]
 pub fn csv(reports: &[Report]) -> String {
     let mut text = format!("{COLUMNS}\n");
@@ -147,7 +150,7 @@ fn target_row(report: &Report) -> String {
 }
 
 /// The last columns.
-fn last_fields(report: &Report) -> [String; 9] {
+fn last_fields(report: &Report) -> [String; 10] {
     let text = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
     let (service, open) = (report.service_ms, report.open);
     let (p50, p99) = report.interval_ms.map_or((None, None), |intervals| (intervals.p50, intervals.p99));
@@ -163,6 +166,7 @@ fn last_fields(report: &Report) -> [String; 9] {
         high(p50),
         low(p99),
         high(p99),
+        Outcome::of(&report.slo).map_or("", Outcome::name).to_owned(),
     ]
 }
 
@@ -187,7 +191,7 @@ fn row(
     of: [&str; 3],
     numbers: &[String; 7],
     latency: &[String; 7],
-    last: &[String; 9],
+    last: &[String; 10],
 ) -> String {
     let first = [kind, &report.name, &report.url, report.mode.name(), report.verdict.name()];
     let words = first.into_iter().chain(of);

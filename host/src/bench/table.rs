@@ -13,6 +13,7 @@ use super::{
 const COLUMNS: usize = 100;
 const NAME_COLUMNS: usize = 16;
 const BACKEND_COLUMNS: usize = 34;
+const SAME_MACHINE: &str = "The load came from the machine that it measured, and took CPU time from it.";
 /// More backends than this fill screens; they are in the JSON file.
 const BACKENDS_SHOWN: usize = 32;
 
@@ -199,6 +200,9 @@ fn verdicts(reports: &[Report]) -> String {
             words += &format!(": {}", report.reasons.join("; "));
         }
         text += &wrap(&name, &words);
+        for objective in &report.slo {
+            text += &wrap(&format!("{:<NAME_COLUMNS$} ", "  slo"), &objective.words);
+        }
     }
     if reports.iter().flat_map(|report| &report.backends).any(|line| line.emulated) {
         text += &wrap(
@@ -207,7 +211,7 @@ fn verdicts(reports: &[Report]) -> String {
         );
     }
     if reports.iter().any(|report| report.client.same_machine) {
-        text += &wrap("", "The load came from the machine that it measured, and took CPU time from it.");
+        text += &wrap("", SAME_MACHINE);
     }
     text
 }

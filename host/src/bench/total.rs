@@ -3,6 +3,7 @@
 //! Measures nothing, and leaves it to the judge what the figures are worth.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +12,7 @@ use super::{
     book::Book,
     generate::Part,
     interval::{self, Batches},
-    judge::{Facts, OpenFacts, Steadiness, judge},
+    judge::{Facts, OpenFacts, Steadiness, Verdict, judge},
     limits::Descriptors,
     options::Warmup,
     plan::{Load, Plan},
@@ -20,6 +21,7 @@ use super::{
         BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, Little, OpenLoop, Quantiles,
         Report, SCHEMA, Spec, Summary, WarmedUp,
     },
+    slo::{Evidence, Objective},
     steady::{self, CUTS},
     timeline::Block,
 };
@@ -35,36 +37,12 @@ pub(super) struct Ended<'run> {
 }
 
 pub(super) fn build(ended: &Ended<'_>) -> Report {
-    let plan = ended.plan;
     let book = book(ended);
-    let (warmed_up, cut, blocks) = warm_up(plan, &book);
-    let (before, sum) = book.split(cut);
-    let mut whole = before.clone();
-    whole.add(&sum);
-    let counts = counts(plan, &sum, before.scheduled);
-    let batches = Batches::new(blocks);
-    let window = window(plan, &whole).saturating_sub(cut);
-    let little = little(plan, &book, cut, &sum, window);
-    let errors = error_lines(&sum);
+    let measured = Measured::new(ended, &book);
     let client = client(ended);
-    let (verdict, reasons) = judge(&Facts {
-        is_burst: plan.load == Load::Burst,
-        ok: counts.ok,
-        errors: counts.errors(),
-        unsent: counts.unsent,
-        client_errors: shortages(&sum),
-        window,
-        steadiness: Steadiness {
-            dependence: batches.as_ref().map_or(0.0, Batches::dependence),
-            drift: steady::drift(blocks),
-            little,
-        },
-        warmup: warmed_up,
-        busy: client.busy_max,
-        occupied: share_max(ended.parts, |part| part.cpu + part.wait),
-        connect_max: sum.connect.max(),
-        open: is_open(plan).then(|| open_facts(plan, &whole, &sum)),
-    });
+    let (verdict, reasons) = judge(&measured.facts(&client));
+    let slo = measured.objectives(verdict);
+    let Measured { plan, ref counts, ref sum, ref whole, window, .. } = measured;
     Report {
         schema: SCHEMA,
         name: plan.name.clone(),
@@ -73,31 +51,107 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         mode: plan.options.mode,
         started: rfc3339(ended.started),
         spec: spec(plan),
-        counts,
+        counts: *counts,
         requests_per_second: rate(sum.ok_inside, window),
         answers_per_second: rate(sum.answers_inside, window),
         window_s: round(window.as_secs_f64()),
-        warmup: warmed_up,
-        little,
+        warmup: measured.warmed_up,
+        little: measured.little,
         wall_s: round(whole.last_end.as_secs_f64()),
         latency_ms: Latencies { ok: summary(&sum.ok), all: summary(&sum.all) },
-        interval_ms: intervals(plan, batches.as_ref()),
+        interval_ms: intervals(plan, measured.batches.as_ref()),
         service_ms: summary(&sum.service),
-        open: is_open(plan).then(|| open_loop(plan, &sum, cut, ended.parts)),
+        open: is_open(plan).then(|| open_loop(plan, sum, measured.cut, ended.parts)),
         connect_ms: summary(&sum.connect),
-        errors,
+        errors: error_lines(sum),
         stale_keepalive: sum.stale_keepalive,
         status: sum.status.clone(),
-        status_latency_ms: sum
-            .status_latencies
-            .iter()
-            .map(|(status, series)| (*status, quantiles(series)))
-            .collect(),
-        backends: backend_lines(&sum),
+        status_latency_ms: status_latencies(sum),
+        backends: backend_lines(sum),
         verdict,
         reasons,
+        slo,
         client,
     }
+}
+
+/// The part of a run that is measured, and what comes of it.
+struct Measured<'run> {
+    plan: &'run Plan,
+    parts: &'run [Part],
+    warmed_up: WarmedUp,
+    /// When the measurement begins.
+    cut: Duration,
+    blocks: &'run [Block],
+    batches: Option<Batches>,
+    /// Of the whole run.
+    whole: Recorder,
+    /// Of the measured part, as all that follows.
+    sum: Recorder,
+    counts: Counts,
+    window: Duration,
+    little: Option<Little>,
+}
+
+impl<'run> Measured<'run> {
+    fn new(ended: &Ended<'run>, book: &'run Book) -> Self {
+        let plan = ended.plan;
+        let (warmed_up, cut, blocks) = warm_up(plan, book);
+        let (before, sum) = book.split(cut);
+        let mut whole = before.clone();
+        whole.add(&sum);
+        let window = window(plan, &whole).saturating_sub(cut);
+        Self {
+            plan,
+            parts: ended.parts,
+            warmed_up,
+            cut,
+            blocks,
+            batches: Batches::new(blocks),
+            counts: counts(plan, &sum, before.scheduled),
+            little: little(plan, book, cut, &sum, window),
+            whole,
+            sum,
+            window,
+        }
+    }
+
+    fn facts(&self, client: &Client) -> Facts {
+        Facts {
+            is_burst: self.plan.load == Load::Burst,
+            ok: self.counts.ok,
+            errors: self.counts.errors(),
+            unsent: self.counts.unsent,
+            client_errors: shortages(&self.sum),
+            window: self.window,
+            steadiness: Steadiness {
+                dependence: self.batches.as_ref().map_or(0.0, Batches::dependence),
+                drift: steady::drift(self.blocks),
+                little: self.little,
+            },
+            warmup: self.warmed_up,
+            busy: client.busy_max,
+            occupied: share_max(self.parts, |part| part.cpu + part.wait),
+            connect_max: self.sum.connect.max(),
+            open: is_open(self.plan).then(|| open_facts(self.plan, &self.whole, &self.sum)),
+        }
+    }
+
+    fn objectives(&self, verdict: Verdict) -> Vec<Objective> {
+        let evidence = Evidence {
+            verdict,
+            batches: self.batches.as_ref(),
+            ok: &self.sum.ok,
+            failed: self.counts.errors(),
+            requests_per_second: rate(self.sum.ok_inside, self.window),
+            window: self.window,
+        };
+        self.plan.options.slo.as_ref().map_or_else(Vec::new, |slo| slo.judge(&evidence))
+    }
+}
+
+fn status_latencies(sum: &Recorder) -> BTreeMap<u16, Quantiles> {
+    sum.status_latencies.iter().map(|(status, series)| (*status, quantiles(series))).collect()
 }
 
 fn book(ended: &Ended<'_>) -> Book {

@@ -9,7 +9,7 @@
 use std::{
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -54,6 +54,8 @@ pub struct Run {
     pub invocation: Invocation,
     /// What is being waited for, for the message at Ctrl-C.
     waiting: Mutex<Option<&'static str>>,
+    /// What benchmark results lack, each in words; the recipe ends with exit code 6 because of it.
+    shortfalls: Mutex<Vec<String>>,
 }
 
 /// The run as the engine's tag carries it.
@@ -88,6 +90,7 @@ impl Run {
             sessions,
             invocation,
             waiting: Mutex::default(),
+            shortfalls: Mutex::default(),
         }
     }
 
@@ -105,9 +108,9 @@ impl Run {
         if self.cancel.is_cancelled() {
             return Err(interrupted());
         }
-        *self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(what);
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
         let result = self.wait_within(GRACE_CHANGES, work);
-        *self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
         result
     }
 
@@ -132,7 +135,26 @@ impl Run {
     /// What must end before the run can, if anything.
     #[must_use]
     pub fn waiting_for(&self) -> Option<&'static str> {
-        *self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A result lacks something that was asked of it. The recipe goes on, so that it can show and save the result.
+    fn fall_short(&self, words: String) {
+        let mut shortfalls = self.shortfalls.lock().unwrap_or_else(PoisonError::into_inner);
+        if !shortfalls.contains(&words) {
+            shortfalls.push(words);
+        }
+    }
+
+    /// An error of kind `slo` when a result fell short of what was asked of it.
+    pub fn check_results(&self) -> Result<(), Error> {
+        let shortfalls = self.shortfalls.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = match shortfalls.as_slice() {
+            [] => return Ok(()),
+            [only] => return Err(Error::new(Kind::Slo, only.clone())),
+            several => format!("{} results fell short of what was asked of them", several.len()),
+        };
+        Err(Error::new(Kind::Slo, message).with_detail(shortfalls.join("\n")))
     }
 
     /// A path of a recipe: relative ones start at the lab's folder.

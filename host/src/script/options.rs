@@ -13,13 +13,17 @@ use crate::{
 /// Which keys the options map of a function may have.
 pub type Known = BTreeMap<&'static str, &'static [OptionDoc]>;
 
-/// Decodes the options of `function`. An unknown key, a missing one or a value of the wrong type is an error that
-/// names the key.
+/// Decodes the options of `function`, or those of them that are in `T`. An unknown key, a missing one or a value of the
+/// wrong type is an error that names the key.
 pub fn decode<T: Options>(function: &str, options: Map) -> Result<T, Error> {
-    if let Some(unknown) =
-        options.keys().find(|key| T::OPTIONS.iter().all(|known| known.name != key.as_str()))
-    {
-        return Err(unknown_key(function, unknown, T::OPTIONS));
+    let known = super::known_options();
+    check_keys(function, &options, known.get(function).copied().unwrap_or(T::OPTIONS))?;
+    for (key, value) in &options {
+        let path = format!("{function}.{key}");
+        let inner = known.get(path.as_str()).copied();
+        if let (Some(inner), Ok(map)) = (inner, value.as_map_ref()) {
+            check_keys(&path, &map, inner)?;
+        }
     }
     let value = serde_json::to_value(Dynamic::from_map(options))
         .map_err(|cause| Error::new(Kind::Recipe, format!("options of {function}: {cause}")))?;
@@ -29,6 +33,11 @@ pub fn decode<T: Options>(function: &str, options: Map) -> Result<T, Error> {
         Error::new(Kind::Recipe, format!("{function}: {place}{}", cause.inner()))
             .with_hint(format!("`labhost docs {function}` shows every option with its type."))
     })
+}
+
+fn check_keys(function: &str, options: &Map, known: &[OptionDoc]) -> Result<(), Error> {
+    let unknown = options.keys().find(|key| known.iter().all(|known| known.name != key.as_str()));
+    unknown.map_or(Ok(()), |key| Err(unknown_key(function, key, known)))
 }
 
 /// The error for a key that `function` does not know.
@@ -60,7 +69,7 @@ mod tests {
 
     fn decoded(text: &str) -> Result<Sample, Error> {
         let map = rhai::Engine::new().eval::<Map>(text).unwrap();
-        decode("ec2::instances", map)
+        decode("sample", map)
     }
 
     #[test]
@@ -84,6 +93,14 @@ mod tests {
     fn unknown_key_names_the_nearest() {
         let error = decoded(r#"#{ type: "a", cuont: 4 }"#).unwrap_err();
         assert!(error.hint.unwrap().contains("did you mean `count`?"));
+    }
+
+    #[test]
+    fn unknown_key_of_an_inner_map_names_the_nearest() {
+        let map = rhai::Engine::new().eval::<Map>("#{ mode: \"closed\", slo: #{ p98_ms: 3 } }").unwrap();
+        let error = decode::<crate::bench::Options>("bench::http", map).unwrap_err();
+        assert_eq!(error.message, "unknown option `p98_ms` of bench::http.slo");
+        assert!(error.hint.unwrap().contains("did you mean `p9"));
     }
 
     #[test]

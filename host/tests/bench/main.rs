@@ -24,6 +24,7 @@ mod faults;
 mod files;
 mod load;
 mod open;
+mod slo;
 
 /// No run here takes more than a second on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(60);

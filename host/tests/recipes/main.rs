@@ -10,6 +10,7 @@ mod killed;
 mod lost;
 mod mistakes;
 mod newcomer;
+mod objectives;
 mod policies;
 mod restart;
 mod shared;
