@@ -1,6 +1,7 @@
 //! Sets reports side by side: how many times the first one's rate and latencies each other has.
 //!
-//! Plain ratios. Makes no claim that a difference is more than chance; one run of each cannot show that.
+//! Plain ratios. Makes no claim that a difference is more than chance; one run of each cannot show that, see
+//! [`super::rounds()`].
 
 use serde::{Deserialize, Serialize};
 

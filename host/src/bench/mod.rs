@@ -3,8 +3,9 @@
 //! `plan` turns URL and options into requests, `generate` sends them over `link`s, `book`, `record` and `timeline`
 //! count, `total` adds up, `interval` and `steady` say how sure the figures are, `judge` gives the verdict, `slo` holds
 //! the figures against objectives, and `report` is the stable shape of it that [`table()`], [`csv`], [`save()`] and
-//! [`compare()`] print, write and set side by side. Plan, interval, steady, judge and
-//! slo are pure.
+//! [`compare()`] print, write and set side by side. `rounds` measures several targets in turn and compares them by
+//! `ratio`; `capacity` tries the rates that `search` says. Plan, interval, steady, judge, slo, ratio and search are
+//! pure.
 //!
 //! - Latency is the time from the moment a request was due to the end of its answer, connecting included; never
 //!   wall time divided by a number of requests. A request that times out is a sample at its age.
@@ -16,7 +17,7 @@
 //! - The load runs on from a warm-up into the measurement; what of the start is cut off is said, and counted apart.
 //! - Latencies have 95 % intervals that hold for dependent samples; what too few samples support is not shown.
 //!
-//! Does not know Rhai, TLS or HTTP/2, does not follow redirects, and does not search for a capacity yet.
+//! Does not know Rhai, TLS or HTTP/2, and does not follow redirects.
 
 use std::{
     net::SocketAddr,
@@ -29,6 +30,7 @@ use crate::error::{Error, Kind};
 
 mod alarm;
 mod book;
+mod capacity;
 mod codec;
 mod compare;
 mod fault;
@@ -40,10 +42,13 @@ mod link;
 mod open;
 mod options;
 mod plan;
+mod ratio;
 mod record;
 mod report;
+mod rounds;
 mod save;
 mod schedule;
+mod search;
 mod slo;
 mod steady;
 mod table;
@@ -51,18 +56,22 @@ mod target;
 mod timeline;
 mod total;
 
+pub use capacity::{Capacity, CapacityOptions, Limit, Step, Trial, capacity};
 pub use compare::{Comparison, Pair, compare};
 pub use judge::Verdict;
 pub use limits::Descriptors;
 pub use options::{CONNECTIONS_MAX, Mode, Options, Warmup};
+pub use ratio::Ratio;
 pub use report::{
     BackendLine, Bounds, Client, Counts, ErrorLine, Intervals, Latencies, Little, OpenLoop, Quantiles,
     Report, SCHEMA, Spec, Summary, WarmedUp,
 };
-pub use save::{SavedTable, csv, save, save_table};
+pub use rounds::{Contender, Ratios, Rounds, RoundsOptions, Turn, rounds};
+pub use save::{SavedTable, csv, save, save_capacity, save_rounds, save_table};
 pub use schedule::Arrivals;
+pub use search::Finding;
 pub use slo::{Objective, Outcome, Slo};
-pub use table::table;
+pub use table::{capacity_table, rounds_table, table};
 
 /// A resolver that takes longer is broken, and a run with it would measure the resolver.
 const RESOLVE_MAX: Duration = Duration::from_secs(10);

@@ -166,9 +166,9 @@ const FIELDS_OWN: [&str; 7] =
     ["content-length", "transfer-encoding", "connection", "upgrade", "expect", "te", "trailer"];
 
 /// Slower is a probe and no load.
-const RATE_MIN: f64 = 0.01;
+pub(super) const RATE_MIN: f64 = 0.01;
 /// More than a machine sends, and within `REQUESTS_MAX` in the longest run.
-const RATE_MAX: f64 = 250_000.0;
+pub(super) const RATE_MAX: f64 = 250_000.0;
 
 const BURST_REQUESTS: u64 = 1000;
 const CLOSED_CONNECTIONS: u64 = 64;

@@ -20,6 +20,9 @@ pub struct Report {
     /// The address that the URL's host stood for.
     pub address: String,
     pub mode: Mode,
+    /// Which round of [`super::rounds()`] this was, from 1; absent elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<u64>,
     /// When the run began: RFC 3339, UTC, whole seconds.
     pub started: String,
     pub spec: Spec,

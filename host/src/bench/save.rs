@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    capacity::Capacity,
     compare::{Comparison, compare},
     options::wrong,
     report::{BackendLine, Bounds, Report, SCHEMA, Summary},
+    rounds::Rounds,
     slo::Outcome,
 };
 use crate::error::{Context, Error, Kind};
@@ -26,11 +28,11 @@ use crate::error::{Context, Error, Kind};
 /// answers of a backend; `share` is 0..1; latencies are those of 2xx answers for a target and of all answers for a
 /// backend, in milliseconds. What follows `max_ms` is of targets only, `offered_per_second` to `queued` of open loops,
 /// `p50_low_ms` to `p99_high_ms` the ends of 95 % intervals, `slo` is `met`, `not_met` or `not_shown`, where an
-/// objective was given.
+/// objective was given, and `round` the round of a comparison.
 const COLUMNS: &str = "row,target,url,mode,verdict,backend,count,share,requests_per_second,ok,errors,http_error,\
 transport_error,timeout,unsent,min_ms,mean_ms,p50_ms,p90_ms,p95_ms,p99_ms,max_ms,\
 service_p50_ms,service_p99_ms,offered_per_second,send_lag_p99_ms,queued,\
-p50_low_ms,p50_high_ms,p99_low_ms,p99_high_ms,slo";
+p50_low_ms,p50_high_ms,p99_low_ms,p99_high_ms,slo,round";
 
 /// Longer names would not fit into a file name with prefix and suffix on every file system.
 const NAME_BYTES_MAX: usize = 100;
@@ -40,7 +42,18 @@ const NAME_BYTES_MAX: usize = 100;
 struct Document<'reports> {
     schema: u32,
     reports: &'reports [Report],
-    comparison: Comparison,
+    /// What they show together, under its own name.
+    #[serde(flatten)]
+    findings: Findings,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Findings {
+    Comparison(Comparison),
+    #[serde(rename = "comparison")]
+    Rounds(Rounds),
+    Capacity(Capacity),
 }
 
 /// One line of column names, then for each report one row and one for each of its backends.
@@ -48,7 +61,7 @@ struct Document<'reports> {
 /// Columns: `row` (`target` or `backend`), `target`, `url`, `mode`, `verdict`, `backend`, `count`, `share`,
 /// `requests_per_second`, `ok`, `errors`, `http_error`, `transport_error`, `timeout`, `unsent`, `min_ms` to `max_ms`,
 /// `service_p50_ms`, `service_p99_ms`, `offered_per_second`, `send_lag_p99_ms`, `queued`, the ends of 95 % intervals,
-/// `p50_low_ms`, `p50_high_ms`, `p99_low_ms` and `p99_high_ms`, and `slo`. Fields are quoted after RFC 4180;
+/// `p50_low_ms`, `p50_high_ms`, `p99_low_ms` and `p99_high_ms`, `slo` and `round`. Fields are quoted after RFC 4180;
 /// lines end with LF.
 #[must_use]
 pub fn csv(reports: &[Report]) -> String {
@@ -68,8 +81,22 @@ pub fn csv(reports: &[Report]) -> String {
 /// Errors: of kind `recipe` when `name` is not letters, digits, `.`, `_` and `-`; `internal` when a
 /// file cannot be written.
 pub fn save(reports: &[Report], dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
-    let document = Document { schema: SCHEMA, reports, comparison: compare(reports) };
+    let document = Document { schema: SCHEMA, reports, findings: Findings::Comparison(compare(reports)) };
     write(&document, &csv(reports), dir, name)
+}
+
+/// As [`save()`], for what was measured in rounds: every report of every round, and the comparison within them.
+pub fn save_rounds(rounds: &Rounds, dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
+    let findings = Findings::Rounds(Rounds { reports: Vec::new(), ..rounds.clone() });
+    let document = Document { schema: SCHEMA, reports: &rounds.reports, findings };
+    write(&document, &csv(&rounds.reports), dir, name)
+}
+
+/// As [`save()`], for a capacity: the report of every rate that was tried, and the bracket.
+pub fn save_capacity(capacity: &Capacity, dir: &Path, name: &str) -> Result<(PathBuf, PathBuf), Error> {
+    let findings = Findings::Capacity(Capacity { reports: Vec::new(), ..capacity.clone() });
+    let document = Document { schema: SCHEMA, reports: &capacity.reports, findings };
+    write(&document, &csv(&capacity.reports), dir, name)
 }
 
 /// As [`save()`], for a table of a recipe's own: JSON with all of it, CSV with its columns in their order.
@@ -150,7 +177,7 @@ fn target_row(report: &Report) -> String {
 }
 
 /// The last columns.
-fn last_fields(report: &Report) -> [String; 10] {
+fn last_fields(report: &Report) -> [String; 11] {
     let text = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
     let (service, open) = (report.service_ms, report.open);
     let (p50, p99) = report.interval_ms.map_or((None, None), |intervals| (intervals.p50, intervals.p99));
@@ -167,6 +194,7 @@ fn last_fields(report: &Report) -> [String; 10] {
         low(p99),
         high(p99),
         Outcome::of(&report.slo).map_or("", Outcome::name).to_owned(),
+        report.round.map_or(String::new(), |round| round.to_string()),
     ]
 }
 
@@ -191,7 +219,7 @@ fn row(
     of: [&str; 3],
     numbers: &[String; 7],
     latency: &[String; 7],
-    last: &[String; 10],
+    last: &[String; 11],
 ) -> String {
     let first = [kind, &report.name, &report.url, report.mode.name(), report.verdict.name()];
     let words = first.into_iter().chain(of);

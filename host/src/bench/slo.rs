@@ -88,6 +88,12 @@ impl Slo {
         [self.p50_ms, self.p90_ms, self.p95_ms, self.p99_ms, self.p999_ms]
     }
 
+    /// The most telling percentile that a limit is given for (0..1).
+    pub(super) fn quantile_max(&self) -> Option<f64> {
+        let limits = self.percentiles();
+        PERCENTILES.iter().zip(limits).rev().find(|(_, limit)| limit.is_some()).map(|((_, part), _)| *part)
+    }
+
     /// `rate` is that of an open loop.
     pub(super) fn check(&self, rate: Option<f64>) -> Result<(), Error> {
         if *self == Self::default() {

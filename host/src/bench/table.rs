@@ -5,7 +5,9 @@
 use std::fmt::Write;
 
 use super::{
+    capacity::Capacity,
     report::{Bounds, Intervals, Report, Spec, Summary, is_supported},
+    rounds::Rounds,
     schedule::Arrivals,
 };
 
@@ -42,6 +44,84 @@ pub fn table(reports: &[Report]) -> String {
     text += &backends(reports);
     text += &verdicts(reports);
     text
+}
+
+/// Rounds of a comparison: a line for each run, with the ratios to the first target of its round; the rounds that do
+/// not count; and what the others show.
+#[must_use]
+pub fn rounds_table(rounds: &Rounds) -> String {
+    let Some(first) = rounds.reports.first() else { return String::new() };
+    let mut text = format!(
+        "{}\n{:>5} {:<NAME_COLUMNS$} {:>9}{:>9}{:>9}   {:>8}{:>8}{:>8}  {}\n",
+        describe(first),
+        "round",
+        "target",
+        "req/s",
+        "p50",
+        "p99",
+        "x req/s",
+        "x p50",
+        "x p99",
+        "verdict"
+    );
+    for report in &rounds.reports {
+        let is_baseline = |other: &&Report| other.round == report.round && other.name == rounds.baseline;
+        let baseline = rounds.reports.iter().find(is_baseline).filter(|_| report.name != rounds.baseline);
+        text += &round_row(report, baseline);
+    }
+    text.push('\n');
+    for words in &rounds.left_out {
+        text += &wrap("not counted: ", words);
+    }
+    for pair in &rounds.pairs {
+        text += &wrap("", &pair.words);
+    }
+    if rounds.reports.iter().any(|report| report.client.same_machine) {
+        text += &wrap("", SAME_MACHINE);
+    }
+    text
+}
+
+/// A line for each rate that was tried, and between which the capacity is.
+#[must_use]
+pub fn capacity_table(capacity: &Capacity) -> String {
+    let mut text = format!("{:>9} {:>8}  what came of it\n", "rate", "seconds");
+    for step in &capacity.steps {
+        let finding = step.finding.words();
+        let margin = format!("{:>9} {:>8}  ", figure(step.rate), figure(step.duration_s));
+        text += &wrap(&margin, &format!("{finding}: {}", step.words));
+    }
+    text.push('\n');
+    text += &wrap("", &capacity.words);
+    if capacity.reports.iter().any(|report| report.client.same_machine) {
+        text += &wrap("", SAME_MACHINE);
+    }
+    text
+}
+
+fn round_row(report: &Report, baseline: Option<&Report>) -> String {
+    let latency = |report: &Report, quantile, read: fn(&Summary) -> f64| {
+        let ok = report.latency_ms.ok.as_ref()?;
+        is_supported(ok.count, quantile).then(|| read(ok))
+    };
+    let figures = |report: &Report| {
+        let (p50, p99) = (latency(report, 0.5, |ok| ok.p50), latency(report, 0.99, |ok| ok.p99));
+        [Some(report.requests_per_second), p50, p99]
+    };
+    let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);
+    let [rate, p50, p99] = figures(report).map(shown);
+    let mut text = format!(
+        "{:>5} {:<NAME_COLUMNS$} {rate:>9}{p50:>9}{p99:>9}   ",
+        report.round.unwrap_or_default(),
+        cut(&report.name, NAME_COLUMNS)
+    );
+    let others = baseline.map_or([None; 3], figures);
+    for (mine, other) in figures(report).into_iter().zip(others) {
+        let ratio = mine.zip(other).filter(|(_, other)| *other > 0.0);
+        text +=
+            &format!("{:>8}", ratio.map_or_else(String::new, |(mine, other)| format!("{:.3}", mine / other)));
+    }
+    text + "  " + report.verdict.name() + "\n"
 }
 
 fn describe(report: &Report) -> String {

@@ -49,6 +49,7 @@ pub(super) fn build(ended: &Ended<'_>) -> Report {
         url: ended.url.to_owned(),
         address: ended.address.to_string(),
         mode: plan.options.mode,
+        round: None,
         started: rfc3339(ended.started),
         spec: spec(plan),
         counts: *counts,

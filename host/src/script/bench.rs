@@ -1,6 +1,6 @@
 //! `bench`: load on an address, and what came of it.
 
-use std::{cell::Cell, path::PathBuf};
+use std::{cell::Cell, path::PathBuf, sync::LazyLock};
 
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, plugin::*};
 use serde::Serialize;
@@ -8,18 +8,38 @@ use serde::Serialize;
 use super::{Run, options, run};
 use crate::{
     Error, Kind,
-    bench::{self, Outcome, Progress, Report, Verdict},
+    bench::{
+        self, Capacity, CapacityOptions, Contender, Limit, Outcome, Progress, Report, Rounds, RoundsOptions,
+        Trial, Turn, Verdict,
+    },
     error::Context as _,
     files,
-    options::Options as _,
+    options::{OptionDoc, Options as _},
     ui::Task,
 };
 
 type Raw<T> = Result<T, Box<EvalAltResult>>;
 
+/// The options of `bench::compare`: its own and those of the load, whose targets have names already.
+static COMPARE: LazyLock<Vec<OptionDoc>> = LazyLock::new(|| with_load(RoundsOptions::OPTIONS, &["name"]));
+
+/// Those of `bench::capacity`: without what it sets itself.
+static CAPACITY: LazyLock<Vec<OptionDoc>> =
+    LazyLock::new(|| with_load(CapacityOptions::OPTIONS, &["mode", "rate", "requests", "slo"]));
+
+fn with_load(own: &[OptionDoc], without: &[&str]) -> Vec<OptionDoc> {
+    let load = bench::Options::OPTIONS.iter().filter(|option| !without.contains(&option.name));
+    own.iter().chain(load).copied().collect()
+}
+
 pub(super) fn known_options(known: &mut options::Known) {
     known.insert("bench::http", bench::Options::OPTIONS);
     known.insert("bench::http.slo", bench::Slo::OPTIONS);
+    known.insert("bench::compare", &COMPARE);
+    known.insert("bench::compare.slo", bench::Slo::OPTIONS);
+    known.insert("bench::compare.targets", Contender::OPTIONS);
+    known.insert("bench::capacity", &CAPACITY);
+    known.insert("bench::capacity.slo", bench::Slo::OPTIONS);
 }
 
 pub(super) fn register(engine: &mut Engine) {
@@ -62,6 +82,70 @@ fn name_backends(run: &Run, reports: &mut [Report]) {
     }
 }
 
+fn play(run: &Run, targets: Array, options: Map) -> Result<Rounds, Error> {
+    let targets = targets.into_iter().map(contender).collect::<Result<Vec<_>, _>>()?;
+    let (own, load) = split(options, RoundsOptions::OPTIONS);
+    let own: RoundsOptions = options::decode("bench::compare", own)?;
+    let load: bench::Options = options::decode("bench::compare", load)?;
+    let task = begin(run, "compare", &format!("{} rounds of {} load", own.rounds, load.mode.name()))?;
+    let progress = |turn: Turn<'_>| {
+        task.tell(&format!("round {}, {}: {} requests", turn.round, turn.name, turn.progress.done));
+    };
+    let result = run.wait(bench::rounds(&targets, &load, &own, &progress));
+    match &result {
+        Ok(rounds) => task.done(&format!("{} rounds count, {} do not", rounds.rounds, rounds.left_out.len())),
+        Err(error) => task.fail(&error.message),
+    }
+    let mut rounds = result?;
+    name_backends(run, &mut rounds.reports);
+    rounds.reports.iter().for_each(|report| note_objectives(run, report));
+    Ok(rounds)
+}
+
+fn search(run: &Run, url: &str, options: Map) -> Result<Capacity, Error> {
+    let (own, load) = split(options, CapacityOptions::OPTIONS);
+    let own: CapacityOptions = options::decode("bench::capacity", own)?;
+    let load: bench::Options = options::decode("bench::capacity", load)?;
+    let name = load.name.clone().unwrap_or_else(|| url.to_owned());
+    let task = begin(run, &name, "capacity")?;
+    let progress = |trial: Trial| {
+        let rate = trial.rate.map_or_else(|| "a first look".to_owned(), |rate| format!("{rate} per second"));
+        match trial.finding {
+            None => task.tell(&format!("{rate}: {} requests", trial.done)),
+            // A long search is not silent, and one that is interrupted has said what it found.
+            Some(finding) => run.ui.note(&format!("{rate}: {}", finding.words())),
+        }
+    };
+    let result = run.wait(bench::capacity(url, &load, &own, &progress));
+    match &result {
+        Ok(capacity) => task.done(&format!("{} rates tried", capacity.steps.len())),
+        Err(error) => task.fail(&error.message),
+    }
+    let mut capacity = result?;
+    name_backends(run, &mut capacity.reports);
+    if capacity.held.is_none() {
+        run.fall_short(capacity.words.clone());
+    }
+    Ok(capacity)
+}
+
+/// The options that are in `own`, and the others.
+fn split(options: Map, own: &[OptionDoc]) -> (Map, Map) {
+    options.into_iter().partition(|(key, _)| own.iter().any(|option| option.name == key.as_str()))
+}
+
+fn contender(item: Dynamic) -> Result<Contender, Error> {
+    if let Ok(url) = item.as_immutable_string_ref() {
+        return Ok(Contender { url: url.to_string(), name: None });
+    }
+    let kind = item.type_name();
+    let map = item.try_cast::<Map>().ok_or_else(|| {
+        Error::new(Kind::Recipe, format!("bench::compare: a target cannot be of type {kind}"))
+            .with_hint("Write for example #{ name: \"a\", url: \"http://127.0.0.1:8080/\" }.")
+    })?;
+    options::decode("bench::compare.targets", map)
+}
+
 /// An objective that is not met fails the recipe when it ends.
 fn note_objectives(run: &Run, report: &Report) {
     for objective in report.slo.iter().filter(|objective| objective.outcome == Outcome::NotMet) {
@@ -99,8 +183,46 @@ fn reports_of(list: Array) -> Result<Vec<Report>, Error> {
         .collect::<Result<_, String>>()
         .map_err(|cause| {
             Error::new(Kind::Recipe, format!("the list has an item that is no benchmark report: {cause}"))
-                .with_hint("Give what bench::http returned: bench::table([report]).")
+                .with_hint(
+                    "Give what bench::http returned: bench::table([report]). To measure targets in rounds, \
+                     bench::compare needs options: bench::compare(targets, #{ mode: \"closed\" }).",
+                )
         })
+}
+
+/// What several reports show together.
+enum Findings {
+    Rounds(Rounds),
+    Capacity(Capacity),
+}
+
+fn findings_of(map: Map) -> Result<Findings, Error> {
+    let is_capacity = map.contains_key("steps");
+    let found = serde_json::to_value(Dynamic::from_map(map)).and_then(|value| {
+        if is_capacity {
+            serde_json::from_value(value).map(Findings::Capacity)
+        } else {
+            serde_json::from_value(value).map(Findings::Rounds)
+        }
+    });
+    found.map_err(|cause| {
+        let message = format!("the map is not what bench::compare or bench::capacity returned: {cause}");
+        Error::new(Kind::Recipe, message).with_hint("Give the whole map, or a list of reports.")
+    })
+}
+
+/// With `--strict`, what was not shown for want of valid results is a failure. A run that was repeated is none.
+fn note_findings_strictly(run: &Run, findings: &Findings) {
+    match findings {
+        _ if !run.strict => {}
+        Findings::Rounds(rounds) if rounds.pairs.iter().any(|pair| !pair.has_intervals()) => run.fall_short(
+            format!("{}: {} valid rounds are too few for an interval", rounds.baseline, rounds.rounds),
+        ),
+        Findings::Capacity(capacity) if matches!(capacity.limit, Limit::Generator | Limit::NotShown) => {
+            run.fall_short(capacity.words.clone());
+        }
+        _ => {}
+    }
 }
 
 fn saved(run: &Run, (json, csv): (PathBuf, PathBuf)) -> Raw<Map> {
@@ -138,6 +260,20 @@ mod functions {
         to_map(&measure(&run, url, &options)?)
     }
 
+    /// Finds the highest rate of an open loop at which the objectives in `slo` hold for `url`: a closed loop of two
+    /// seconds says where to begin, then runs of five seconds (or `duration`; longer where the objectives need more
+    /// requests, up to a minute) double or halve the rate, and go to the middle between one that held and one that did
+    /// not. A rate holds when every objective is met, and does not when one is not met or the target falls behind.
+    /// Returns `#{ name, url, held, not_held, limit, words, steps, reports }`: the two rates between which the capacity
+    /// is (`()` for one that is not known), what the search ended at (`"target"`, `"generator"`, `"not_shown"`,
+    /// `"rate_max"` or `"steps"`) and the rates tried, each `#{ rate, duration_s, finding, words }`. The recipe goes
+    /// on, and ends with exit code 6, when the objectives hold at no rate.
+    #[rhai_fn(return_raw)]
+    pub fn capacity(context: NativeCallContext, url: &str, options: Map) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        to_map(&search(&run, url, options)?)
+    }
+
     /// The reports as a table for the terminal.
     #[rhai_fn(return_raw)]
     pub fn table(context: NativeCallContext, reports: Array) -> Raw<String> {
@@ -145,11 +281,35 @@ mod functions {
         Ok(bench::table(&reports_of(reports)?).trim_end().to_owned())
     }
 
+    /// What `bench::compare` measured in rounds, or `bench::capacity` found, as a table for the terminal.
+    #[rhai_fn(name = "table", return_raw)]
+    pub fn table_of_findings(context: NativeCallContext, findings: Map) -> Raw<String> {
+        let _run = run(&context)?;
+        let text = match findings_of(findings)? {
+            Findings::Rounds(rounds) => bench::rounds_table(&rounds),
+            Findings::Capacity(capacity) => bench::capacity_table(&capacity),
+        };
+        Ok(text.trim_end().to_owned())
+    }
+
     /// Sets reports side by side against the first: ratios of rate, p50 and p99, and a sentence each.
     #[rhai_fn(return_raw)]
     pub fn compare(context: NativeCallContext, reports: Array) -> Raw<Dynamic> {
         let _run = run(&context)?;
         to_map(&bench::compare(&reports_of(reports)?))
+    }
+
+    /// Measures targets (URLs, or maps `#{ name, url }`) in turn, round after round, every other round in the opposite
+    /// order, and compares each with the first one within the rounds, so that what drifts goes out of the comparison.
+    /// Returns `#{ baseline, rounds, left_out, pairs, reports }`: how many rounds count, why the others do not, and for
+    /// each further target a map with its ratios, `requests_per_second` (but in an open loop), `mean`, `p50` and `p99`,
+    /// and `words`. A ratio is `#{ median, low, high, confidence, differs, rounds }`: its ends are those of an interval
+    /// by order statistics, which holds the true median in at least 95 % of all cases and supposes no distribution;
+    /// there is none for fewer than six rounds. `differs` is true when 1 is outside.
+    #[rhai_fn(name = "compare", return_raw)]
+    pub fn compare_in_rounds(context: NativeCallContext, targets: Array, options: Map) -> Raw<Dynamic> {
+        let run = run(&context)?;
+        to_map(&play(&run, targets, options)?)
     }
 
     /// Saves reports as artifacts/bench-NAME.json and .csv. Returns `#{ json, csv }`, their paths. With `--strict` the
@@ -161,6 +321,22 @@ mod functions {
         let reports = reports_of(reports)?;
         let paths = bench::save(&reports, run.lab.dir(), name)?;
         note_strictly(&run, &reports);
+        saved(&run, paths)
+    }
+
+    /// Saves what `bench::compare` measured in rounds, or `bench::capacity` found, likewise: all reports, and what they
+    /// show together. With `--strict` the recipe ends with exit code 6 when too few rounds count for an interval, or
+    /// when the generator was the limit or nothing was shown.
+    #[rhai_fn(name = "save", return_raw)]
+    pub fn save_findings(context: NativeCallContext, findings: Map, name: &str) -> Raw<Map> {
+        let run = run(&context)?;
+        files::make_dir(run.lab.dir())?;
+        let findings = findings_of(findings)?;
+        let paths = match &findings {
+            Findings::Rounds(rounds) => bench::save_rounds(rounds, run.lab.dir(), name)?,
+            Findings::Capacity(capacity) => bench::save_capacity(capacity, run.lab.dir(), name)?,
+        };
+        note_findings_strictly(&run, &findings);
         saved(&run, paths)
     }
 

@@ -20,10 +20,12 @@ use tokio::{
 };
 
 mod answers;
+mod capacity;
 mod faults;
 mod files;
 mod load;
 mod open;
+mod rounds;
 mod slo;
 
 /// No run here takes more than a second on an idle machine.

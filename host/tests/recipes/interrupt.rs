@@ -87,11 +87,23 @@ fn benchmark_is_ended_by_ctrl_c() {
     let lab = Lab::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", silent.local_addr().unwrap());
-    let options = "#{ mode: \"closed\", connections: 2, duration: \"1h\", timeout: \"10m\" }";
-    lab.write("recipes/x.rhai", &format!("bench::http(\"{url}\", {options});"));
-    let run = lab.start(&["recipes/x.rhai"]);
-    let _connection = silent.accept().unwrap();
-    interrupt(run).expect_says("no instances exist");
+    let load = "connections: 2, timeout: \"10m\"";
+    let texts = [
+        format!("bench::http(\"{url}\", #{{ mode: \"closed\", duration: \"1h\", {load} }});"),
+        format!(
+            "bench::compare([\"{url}\", \"{url}2\"], #{{ mode: \"closed\", duration: \"4m\", {load} }});"
+        ),
+        format!("bench::capacity(\"{url}\", #{{ slo: #{{ p99_ms: 5 }}, {load} }});"),
+    ];
+    for text in texts {
+        lab.write("recipes/x.rhai", &text);
+        let run = lab.start(&["recipes/x.rhai"]);
+        let _connection = silent.accept().unwrap();
+        interrupt(run).expect_says("no instances exist");
+        silent.set_nonblocking(true).unwrap();
+        while silent.accept().is_ok() {}
+        silent.set_nonblocking(false).unwrap();
+    }
 }
 
 #[test]
