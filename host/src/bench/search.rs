@@ -2,7 +2,8 @@
 //! and one did not, then goes to their geometric mean until they are close.
 //!
 //! Pure: says which rate to try next, and is told what came of it. A rate of which nothing was shown is tried twice,
-//! then the search goes on below it.
+//! then the search goes on below it; after three such rates and none that held it ends, since lower ones take longer and
+//! say no more.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,9 @@ pub(super) struct Try {
     pub(super) is_second: bool,
 }
 
+/// Rates of which nothing is shown, before any has held.
+const UNKNOWN_MAX: u32 = 3;
+
 pub(super) struct Search {
     bounds: Bounds,
     /// The highest rate that held.
@@ -57,17 +61,20 @@ pub(super) struct Search {
     /// The lowest rate that did not, or that nothing could be said of.
     ceiling: Option<f64>,
     again: Option<f64>,
+    /// Rates of which nothing could be said.
+    unknown: u32,
     steps: u64,
 }
 
 impl Search {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { bounds, held: None, ceiling: None, again: None, steps: 0 }
+        Self { bounds, held: None, ceiling: None, again: None, unknown: 0, steps: 0 }
     }
 
     /// `None` when the search is over.
     pub(super) fn next(&self) -> Option<Try> {
-        if self.steps >= self.bounds.steps {
+        let is_hopeless = self.held.is_none() && self.unknown >= UNKNOWN_MAX;
+        if self.steps >= self.bounds.steps || is_hopeless {
             return None;
         }
         if let Some(rate) = self.again {
@@ -93,7 +100,10 @@ impl Search {
         match finding {
             Finding::Held => self.held = Some(tried.rate),
             Finding::NotHeld => self.ceiling = Some(tried.rate),
-            Finding::NotShown | Finding::ClientLimited if tried.is_second => self.ceiling = Some(tried.rate),
+            Finding::NotShown | Finding::ClientLimited if tried.is_second => {
+                self.ceiling = Some(tried.rate);
+                self.unknown += 1;
+            }
             Finding::NotShown | Finding::ClientLimited => self.again = Some(tried.rate),
         }
     }
@@ -183,6 +193,17 @@ mod tests {
         let (tried, held, _) = search(BOUNDS, target);
         assert_eq!(tried[..3], [400.0, 400.0, 800.0]);
         assert!(held.unwrap() > 560.0);
+    }
+
+    #[test]
+    fn a_search_that_learns_nothing_ends() {
+        let (tried, held, _) = search(BOUNDS, |_| Finding::ClientLimited);
+        assert_eq!((tried, held), (vec![400.0, 400.0, 200.0, 200.0, 100.0, 100.0], None));
+        // Not one that has learnt something.
+        let target = |rate: f64| if rate < 301.0 { Finding::Held } else { Finding::ClientLimited };
+        let (tried, held, _) = search(BOUNDS, target);
+        assert_eq!(tried[..4], [400.0, 400.0, 200.0, 283.0]);
+        assert_eq!(held, Some(295.0), "{tried:?}");
     }
 
     #[test]
