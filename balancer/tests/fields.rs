@@ -142,7 +142,11 @@ on_both_drivers! {
             let values: Vec<_> = request.fields.iter().filter(|(name, _)| name == "Max-Forwards").collect();
             assert_eq!(values, [&("Max-Forwards".to_owned(), left.to_owned())], "{method} {count}");
         }
+        assert_eq!(ask("GET", "3\r\nConnection: max-forwards").text(), "a");
+        let request = stub.requests().pop().expect("it came");
+        assert!(request.fields.iter().all(|(name, _)| name != "Max-Forwards"), "it was of one connection");
         let before = stub.requests().len();
+        assert_eq!(ask("OPTIONS", "0\r\nMax-Forwards: 9").status, 200);
         let last = ask("OPTIONS", "0");
         assert_eq!((last.status, last.field("allow").is_some()), (200, true));
         assert_eq!(stub.requests().len(), before, "the balancer answers as the last recipient");

@@ -244,6 +244,9 @@ fn options_of_the_connection_are_bounded() {
     assert!(parse(head("GET / HTTP/1.1", 64).as_bytes(), 0).is_ok());
     let refused = parse(head("GET / HTTP/1.1", 65).as_bytes(), 0);
     assert_eq!(refused.expect_err("one too many").status(), 400);
+    let long =
+        |bytes: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {}\r\n\r\n", "x".repeat(bytes));
+    assert!(parse(long(1024).as_bytes(), 0).is_ok() && parse(long(1025).as_bytes(), 0).is_err());
     let mut space = http::space();
     assert!(
         http::parse_response(head("HTTP/1.1 200 OK", 65).as_bytes(), 0, false, &LIMITS, &mut space).is_err()

@@ -44,11 +44,14 @@ impl Message {
         (self.version == 1 && named && usable).then_some(protocols)
     }
 
-    /// What the last `Max-Forwards` of OPTIONS says, if that is a number.
+    /// The least number that a `Max-Forwards` of OPTIONS says.
     fn forwards_left(&self) -> Option<u64> {
-        let value = self.values("max-forwards").pop().filter(|_| self.start.starts_with(b"OPTIONS "))?;
-        let digits = value.iter().all(u8::is_ascii_digit);
-        std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+        let number = |value: &[u8]| {
+            let digits = value.iter().all(u8::is_ascii_digit);
+            std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+        };
+        let numbers = self.values("max-forwards").into_iter().filter_map(number);
+        numbers.min().filter(|_| self.start.starts_with(b"OPTIONS "))
     }
 
     fn upgrade_fields(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -75,8 +78,8 @@ impl Message {
             "upgrade",
         ];
         const STAYS: [&str; 2] = ["content-length", "transfer-encoding"];
-        const STAYS_IN_REQUESTS: [&str; 6] =
-            ["host", "x-forwarded-for", "x-forwarded-proto", "via", "expect", "max-forwards"];
+        const STAYS_IN_REQUESTS: [&str; 5] =
+            ["host", "x-forwarded-for", "x-forwarded-proto", "via", "expect"];
         // The start of an answer is its status alone.
         let is_request = self.start.contains(&b' ');
         let options: Vec<Vec<u8>> = self

@@ -3,9 +3,10 @@
 use super::scan::Field;
 use super::{Body, Chunked, Refusal};
 
-/// Options that `Connection` may name in one head, empty ones included: each is compared with each field, and a head
-/// full of them would cost milliseconds. Programs name three.
+/// Options that `Connection` may name in one head, empty ones included, and the bytes of all its values: each is
+/// compared with each field, and a head full of them would cost milliseconds. Programs name three.
 const CONNECTION_OPTIONS_MAX: u32 = 64;
+const CONNECTION_BYTES_MAX: usize = 1024;
 
 /// What a field is to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,7 @@ pub(crate) struct Summary<'b> {
     pub(crate) close: bool,
     pub(crate) keep_alive: bool,
     options: u32,
+    option_bytes: usize,
     /// `Connection` names fields that are therefore not forwarded.
     pub(crate) names_fields: bool,
     pub(crate) expects_continue: bool,
@@ -91,7 +93,7 @@ pub(crate) struct Summary<'b> {
     pub(crate) upgrade: Option<&'b [u8]>,
     /// `Connection` names `upgrade`, without which that field means nothing.
     pub(crate) upgrades: bool,
-    /// How often the request may be passed on; what is no number means nothing.
+    /// How often the request may be passed on, by the least of several; what is no number means nothing.
     pub(crate) max_forwards: Option<u64>,
     /// Something needs to be taken out or written in another way before forwarding.
     pub(crate) rewritten: bool,
@@ -155,7 +157,10 @@ impl<'b> Summary<'b> {
                 self.rewritten = true;
                 self.upgrade = Some(if self.upgrade.is_none() { value } else { b"" });
             }
-            Kind::MaxForwards => self.max_forwards = content_length(value).ok(),
+            Kind::MaxForwards => {
+                let said = content_length(value).ok();
+                self.max_forwards = self.max_forwards.into_iter().chain(said).min();
+            }
             Kind::Disguised => return Err(Refusal::Malformed("underscore for a hyphen in a field name")),
             Kind::ForwardedFor | Kind::ForwardedProto | Kind::Via | Kind::Plain => {}
         }
@@ -163,11 +168,16 @@ impl<'b> Summary<'b> {
     }
 
     fn note_connection(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        let too_many = Refusal::Malformed("more options of the connection than anybody needs");
         self.rewritten = true;
+        self.option_bytes += value.len();
+        if self.option_bytes > CONNECTION_BYTES_MAX {
+            return Err(too_many);
+        }
         for option in list(value) {
             self.options += 1;
             if self.options > CONNECTION_OPTIONS_MAX {
-                return Err(Refusal::Malformed("more options of the connection than anybody needs"));
+                return Err(too_many);
             }
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;

@@ -1,9 +1,9 @@
 //! Heads as they are forwarded: the lines that stay, copied in runs, and what a proxy adds.
 //!
 //! `Upgrade` is of one connection (RFC 9110, 7.8), and goes to a client with two answers. A 101 says what that client's
-//! connection becomes as well. A 426 must say which protocol is wanted (15.5.22), and a client that asks for it here is
-//! passed on to the backend. In any other answer it only says what the backend's own connection could become, and is
-//! taken out: clients that are told `h2c` behind a proxy act on it, and fail.
+//! connection becomes as well. A 426 must say which protocol is wanted (15.5.22), and a client that asks for it here,
+//! without `h2c` in its list, is passed on to the backend. In any other answer it only says what the backend's own
+//! connection could become, and is taken out: clients that are told `h2c` behind a proxy act on it, and fail.
 
 use super::fields::{Kind, connection_names};
 use super::response::has_no_length;
@@ -120,10 +120,12 @@ fn write_request_line(out: &mut Vec<u8>, request: &Request<'_, '_>) {
 
 fn keeps(request: &Request<'_, '_>, rules: &Rules, name: &[u8], kind: Kind) -> bool {
     match kind {
-        Kind::Plain | Kind::Disguised => rules.dropped.is_empty() || !rules.dropped.contains(name),
+        Kind::MaxForwards if request.max_forwards.is_some() => false,
+        Kind::Plain | Kind::MaxForwards | Kind::Disguised => {
+            rules.dropped.is_empty() || !rules.dropped.contains(name)
+        }
         Kind::ContentLength => true,
         Kind::Host => !request.absolute,
-        Kind::MaxForwards => request.max_forwards.is_none(),
         Kind::ForwardedFor => rules.forwarded_for == ForwardedFor::Off,
         // Behind a trusted proxy the original protocol is what that proxy says.
         Kind::ForwardedProto => !rules.forwarded_proto || rules.forwarded_for == ForwardedFor::Append,
@@ -175,8 +177,9 @@ fn write_values(out: &mut Vec<u8>, request: &Request<'_, '_>, kind: Kind) {
 
 /// Appends the head of `response` as the client gets it.
 ///
-/// `connection` is an option of `Connection` to add. `version` is the request's: one of HTTP/1.0 is never answered with `Transfer-Encoding` (RFC 9112, 6.1), not
-/// even where no body follows. Returns `false` and writes nothing when the head can be sent as it came.
+/// `connection` is an option of `Connection` to add. `version` is the request's: one of HTTP/1.0 is never answered with
+/// `Transfer-Encoding` (RFC 9112, 6.1), not even where no body follows. Returns `false` and writes nothing when the head
+/// can be sent as it came.
 pub fn write_response(
     out: &mut Vec<u8>,
     response: &Response<'_, '_>,
@@ -265,6 +268,7 @@ impl Lines<'_> {
     }
 
     fn is_named(&self, name: &[u8], kind: Kind) -> bool {
-        self.names_fields && kind == Kind::Plain && connection_names(self.bytes, self.fields, name)
+        let may_be_named = matches!(kind, Kind::Plain | Kind::MaxForwards);
+        self.names_fields && may_be_named && connection_names(self.bytes, self.fields, name)
     }
 }

@@ -1,7 +1,7 @@
 //! Response heads.
 //!
-//! What is refused is what two readers could frame in two ways (RFC 9112). Who an answer says that it is for, or what its
-//! fields would mean to an application, is not judged: nothing is routed by it.
+//! What is refused is what two readers could frame in two ways (RFC 9112). Who an answer says that it is for, or what
+//! its fields would mean to an application, is not judged: nothing is routed by it.
 //!
 //! An interim answer and a 204 end with their head, and must have neither `Transfer-Encoding` (RFC 9112, 6.1) nor
 //! `Content-Length` (RFC 9110, 8.6). One that promises a body all the same is refused: a reader that believes it would

@@ -2,8 +2,8 @@
 //!
 //! One task per client connection. [`serve`] reads a head, `plan` decides what it asks for, `forward` picks a
 //! backend (or lets the request wait for one, in `waiting`) and tries again elsewhere where that is safe,
-//! `exchange` carries the two messages, each in a module of its own: `upload` and `head`. A small answer goes back together with the next receive, so that a kept
-//! connection costs two wake-ups per request.
+//! `exchange` carries the two messages, each in a module of its own: `upload` and `head`. A small answer goes back
+//! together with the next receive, so that a kept connection costs two wake-ups per request.
 //!
 //! Nothing here decides which backend is best, parses a head, or reads the clock but through `clock`.
 

@@ -1,6 +1,7 @@
 //! The request on its way to the backend, driven beside the answer's way back.
 //!
-//! This module does not decide what becomes of a request that was not sent whole, and moves no bytes itself: `pump` does.
+//! This module does not decide what becomes of a request that was not sent whole, and moves no bytes itself: `pump`
+//! does.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -29,8 +30,8 @@ pub(super) struct Upload<'a, F> {
 }
 
 impl<'a, F: Future<Output = Uploaded>> Upload<'a, F> {
-    /// `uploading` is false from when the whole request is sent. `deadline` is that of the answer's head, which may take
-    /// `wait` from then on, and no longer than `client` stays.
+    /// `uploading` is false from when the whole request is sent. `deadline` is that of the answer's head, which may
+    /// take `wait` from then on, and no longer than `client` stays.
     pub(super) fn new(
         future: Pin<&'a mut F>,
         uploading: &'a Cell<bool>,
@@ -95,7 +96,8 @@ impl<'a, F: Future<Output = Uploaded>> Upload<'a, F> {
             .await;
     }
 
-    /// Gives the buffer back to `out`, and tells whether every byte of the request was sent.
+    /// Gives the buffer back to `out`, and tells whether every byte of the request was sent. Nothing else may be called
+    /// after it.
     pub(super) fn finish(&mut self, out: &mut Buffer) -> bool {
         let Some((result, buffer)) = self.done.take() else { return false };
         *out = buffer;
@@ -103,7 +105,8 @@ impl<'a, F: Future<Output = Uploaded>> Upload<'a, F> {
         result.is_ok()
     }
 
-    /// The request as it was, if it was `whole` and its sending has ended; an empty buffer otherwise.
+    /// The request as it was, if it was `whole` and its sending has ended; an empty buffer otherwise. Nothing else may
+    /// be called after it.
     pub(super) fn take_back(&mut self, whole: bool) -> Buffer {
         match self.done.take() {
             Some((_, mut out)) if whole => {
