@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Progress, http,
-    judge::Verdict,
-    options::{Mode, Options, RATE_MAX, RATE_MIN, Warmup, wrong},
+    judge::{OK_MIN, Verdict},
+    options::{DURATION_MAX, Mode, Options, RATE_MAX, RATE_MIN, Warmup, wrong},
     report::Report,
     search::{Bounds, Finding, Search, Try},
     slo::{Outcome, Slo},
@@ -55,6 +55,8 @@ const STEP_LONGEST: Duration = Duration::from_secs(60);
 const BEYOND: f64 = 20.0;
 /// So many times the requests that show an error rate when none fails.
 const ERROR_RATE_MARGIN: f64 = 2.0;
+/// So many times the answers of a valid result: a Poisson schedule has fewer by chance, and some are warm-up.
+const ENOUGH: f64 = 1.5;
 /// A first look at what the target takes, by which the search begins: half of it.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -203,6 +205,7 @@ fn run_options(load: &Options, slo: &Slo, next: Try) -> Options {
     let wished = load.duration.map_or(STEP, |span| span.0);
     let needed = Duration::try_from_secs_f64(requests_needed(slo) / next.rate).unwrap_or(STEP_LONGEST);
     let duration = wished.max(needed.min(STEP_LONGEST)) * if next.is_second { 2 } else { 1 };
+    let duration = duration.min(DURATION_MAX);
     // Chance that made one run undecided shall not do so again.
     let seed = load.seed_used() + u64::from(next.is_second);
     Options {
@@ -220,7 +223,7 @@ fn requests_needed(slo: &Slo) -> f64 {
     let beyond = slo.quantile_max().map_or(0.0, |quantile| BEYOND / (1.0 - quantile));
     // See `Slo::error_rate`: no failures in n requests show a limit of about 4 / n.
     let errors = slo.error_rate.map_or(0.0, |limit| ERROR_RATE_MARGIN * 4.3 / limit);
-    beyond.max(errors)
+    beyond.max(errors).max(ENOUGH * OK_MIN as f64)
 }
 
 fn find(report: &Report) -> Finding {
@@ -261,7 +264,9 @@ impl Bracket {
                 held.is_none_or(|held| *rate > held) && not_held.is_none_or(|not| *rate < not)
             })
             .min_by(|one, other| one.0.total_cmp(&other.0));
-        let is_close = |upper: f64| held.is_none_or(|held| upper <= held * (1.0 + options.precision));
+        let is_close = |upper: f64| {
+            held.map_or(upper <= options.rate_min, |held| upper <= held * (1.0 + options.precision))
+        };
         let limit = match (unknown, not_held) {
             (Some((_, true)), _) => Limit::Generator,
             (Some((_, false)), _) => Limit::NotShown,
@@ -279,6 +284,7 @@ impl Bracket {
             let why = match self.limit {
                 Limit::Generator => ": the generator was the limit",
                 Limit::NotShown => ": nothing was shown",
+                Limit::Steps => "; the steps did not suffice for lower ones",
                 _ => "",
             };
             return format!(
@@ -355,6 +361,8 @@ mod tests {
             Limit::Target,
             "held at no rate, 1 requests/s being the lowest",
         );
+        let halved = [1600.0, 800.0, 400.0, 200.0, 100.0].map(|rate| (rate, NotHeld));
+        check(&halved, Limit::Steps, "the steps did not suffice for lower ones");
     }
 
     #[test]
@@ -376,6 +384,11 @@ mod tests {
         assert_eq!(seconds(r#"{"p99_ms": 5}"#, 100.0, true).round(), 40.0);
         assert_eq!(seconds(r#"{"p50_ms": 5, "error_rate": 0.001}"#, 500.0, false).round(), 17.0);
         assert_eq!(seconds(r#"{"p999_ms": 5}"#, 10.0, false), 60.0);
+        // Long enough to be valid at all.
+        assert_eq!(seconds(r#"{"p50_ms": 5}"#, 50.0, false).round(), 30.0);
+        let longest = Options { duration: Some(Span(DURATION_MAX)), ..Options::default() };
+        let second = run_options(&longest, &slo(r#"{"p50_ms": 5}"#), Try { rate: 10.0, is_second: true });
+        assert_eq!(second.duration_used(), DURATION_MAX);
     }
 
     #[test]

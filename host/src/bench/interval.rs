@@ -19,6 +19,10 @@ const BATCHES: usize = 24;
 const T: f64 = 2.069;
 /// A batch is made of at least so many blocks, or the run is not cut finely enough for batches of equal length.
 const BLOCKS_PER_BATCH_MIN: usize = 2;
+/// So many are expected at least, with 97.5 %, where none, one, two or three were seen (Poisson).
+const POISSON_LOW: [f64; 4] = [0.0, 0.0253, 0.2422, 0.6187];
+/// What happens by chance in less than this part of all runs is not put down to it.
+const CHANCE: f64 = 0.025;
 /// With fewer samples beyond it a quantile is not known.
 const BEYOND_MIN: f64 = 10.0;
 /// More dependence than this between neighbours is not corrected for but reported; see [`Batches::dependence`].
@@ -111,10 +115,15 @@ impl Batches {
 
     /// In nanoseconds: as [`Self::quantile`], but of all requests, where those that failed are above every latency. The
     /// low end is infinite when more failed than are beyond the quantile, the high one besides when fewer than ten are
-    /// beyond it. `None` when there is less than one.
+    /// beyond it. `None` when there is less than one, unless none of them succeeded and that is no chance.
     pub(super) fn quantile_of_all(&self, quantile: f64) -> Option<Reach> {
         let count: [f64; BATCHES] = std::array::from_fn(|index| self.count[index] + self.failed[index]);
-        let beyond = count.iter().sum::<f64>() * (1.0 - quantile);
+        let all = count.iter().sum::<f64>();
+        let none_is_ok = all > 0.0 && self.failed.iter().sum::<f64>() >= all;
+        if none_is_ok && (1.0 - quantile).powf(all) < CHANCE {
+            return Some(Reach { low: f64::INFINITY, high: f64::INFINITY });
+        }
+        let beyond = all * (1.0 - quantile);
         // 1000 * (1 - 0.99) is a little less than 10.
         if beyond < 1.0 - 1e-9 {
             return None;
@@ -146,7 +155,7 @@ impl Batches {
         (low, high.map(|(step, ..)| step))
     }
 
-    /// Of the part of all requests that fail (0..1): Wilson's score interval, of as many independent requests as vary
+    /// Of the part of all requests that fail (0..1): from four failures on, Wilson's score interval, of as many independent requests as vary
     /// like these. `None` when there are no requests.
     pub(super) fn error_rate(&self) -> Option<Reach> {
         let failed: f64 = self.failed.iter().sum();
@@ -154,7 +163,7 @@ impl Batches {
         if count == 0.0 {
             return None;
         }
-        let part = failed / count;
+        let (part, count_all) = (failed / count, count);
         let excess =
             std::array::from_fn(|index| self.failed[index] - part * (self.failed[index] + self.count[index]));
         let least = count * part * (1.0 - part);
@@ -162,7 +171,9 @@ impl Batches {
         let (weight, half) =
             (T * T / count, T * (part * (1.0 - part) / count + (T / (2.0 * count)).powi(2)).sqrt());
         let end = |half: f64| ((part + weight / 2.0 + half) / (1.0 + weight)).clamp(0.0, 1.0);
-        Some(Reach { low: if failed == 0.0 { 0.0 } else { end(-half) }, high: end(half) })
+        // Where few failed, Wilson's low end is above what as few by chance allow; these are exact.
+        let few = POISSON_LOW.get(failed as usize).map_or(f64::INFINITY, |low| low / count_all);
+        Some(Reach { low: end(-half).min(few), high: end(half) })
     }
 
     /// How far the number of 2xx answers, by when their requests were due, may be from what it is on average.
@@ -307,6 +318,26 @@ mod tests {
             let near = |bound: Duration| (bound.as_secs_f64() / 0.003 - 1.0).abs() < 0.01;
             assert!(near(low) && near(high.unwrap()), "{low:?} {high:?}");
         }
+    }
+
+    #[test]
+    fn a_few_failures_may_be_chance() {
+        let low = |failed: u32| {
+            let run = batches(1500, move |n| (n % (1500 / failed) != 7).then_some(SERVICE));
+            run.error_rate().unwrap().low * 1500.0
+        };
+        for (failed, expected) in [(1, 0.0253), (2, 0.2422), (3, 0.6187)] {
+            assert!(low(failed) <= expected + 1e-9, "{failed}: {}", low(failed));
+        }
+        assert!(low(10) > 4.0, "{}", low(10));
+    }
+
+    #[test]
+    fn a_few_requests_of_which_none_succeeds_show_that() {
+        let dead = batches(67, |_| None);
+        assert_eq!(dead.quantile_of_all(0.99).unwrap().low, f64::INFINITY);
+        let half = batches(67, |n| (n % 2 == 0).then_some(SERVICE));
+        assert!(half.quantile_of_all(0.99).is_none());
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub(super) struct OpenFacts {
 /// A thread that is busier than this has no time to notice an answer at once.
 const BUSY_MAX: f64 = 0.8;
 /// With fewer samples, fewer than ten lie above p99.
-const OK_MIN: u64 = 1000;
+pub(super) const OK_MIN: u64 = 1000;
 /// Independent batches look more dependent than this in one run of a hundred.
 const DEPENDENCE_MAX: f64 = 0.5;
 /// Little's law is exact in the long run; more than this is a backlog at the beginning or the end.

@@ -150,7 +150,7 @@ pub const CONNECTIONS_MAX: u64 = 28_000;
 /// Keeps every counter of a histogram cell (32 bits) far from its end.
 const REQUESTS_MAX: u64 = 1_000_000_000;
 /// As above; longer runs are soak tests, and want results before their end.
-const DURATION_MAX: Duration = Duration::from_secs(3600);
+pub(super) const DURATION_MAX: Duration = Duration::from_secs(3600);
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 /// Also the longest time a run may wait after its last request.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);

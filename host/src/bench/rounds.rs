@@ -120,7 +120,9 @@ pub async fn rounds(
     let attempts_max = options.rounds + options.rounds.div_ceil(2);
     for round in 1..=attempts_max {
         let mut these: Vec<Option<Report>> = contenders.iter().map(|_| None).collect();
-        for index in order(round, contenders.len()) {
+        // A round that is played again takes the order of the one that it stands for.
+        let counted = played.iter().filter(|round| doubts(round).is_empty()).count() as u64;
+        for index in order(counted + 1, contenders.len()) {
             let report = measure(&contenders[index], load, round, progress).await?;
             reports.push(report.clone());
             these[index] = Some(report);
@@ -133,7 +135,7 @@ pub async fn rounds(
     Ok(Rounds { reports, ..compared(&played) })
 }
 
-/// The order of a round (from 1) turns round each time.
+/// The order of a round (from 1, of those that count) turns round each time.
 fn order(round: u64, contenders: usize) -> Vec<usize> {
     let forward = 0..contenders;
     if round.is_multiple_of(2) { forward.rev().collect() } else { forward.collect() }

@@ -25,6 +25,7 @@ pub fn decode<T: Options>(function: &str, options: Map) -> Result<T, Error> {
             check_keys(&path, &map, inner)?;
         }
     }
+    check_finite(function, &options)?;
     let value = serde_json::to_value(Dynamic::from_map(options))
         .map_err(|cause| Error::new(Kind::Recipe, format!("options of {function}: {cause}")))?;
     serde_path_to_error::deserialize(value).map_err(|cause| {
@@ -38,6 +39,21 @@ pub fn decode<T: Options>(function: &str, options: Map) -> Result<T, Error> {
 fn check_keys(function: &str, options: &Map, known: &[OptionDoc]) -> Result<(), Error> {
     let unknown = options.keys().find(|key| known.iter().all(|known| known.name != key.as_str()));
     unknown.map_or(Ok(()), |key| Err(unknown_key(function, key, known)))
+}
+
+/// What is no number would be taken for what is not there.
+fn check_finite(path: &str, options: &Map) -> Result<(), Error> {
+    for (key, value) in options {
+        let path = format!("{path}.{key}");
+        if value.as_float().is_ok_and(|number| !number.is_finite()) {
+            return Err(Error::new(Kind::Recipe, format!("{path} is not a finite number"))
+                .with_hint("Leave an option out that shall have no limit."));
+        }
+        if let Ok(inner) = value.as_map_ref() {
+            check_finite(&path, &inner)?;
+        }
+    }
+    Ok(())
 }
 
 /// The error for a key that `function` does not know.
@@ -101,6 +117,14 @@ mod tests {
         let error = decode::<crate::bench::Options>("bench::http", map).unwrap_err();
         assert_eq!(error.message, "unknown option `p98_ms` of bench::http.slo");
         assert!(error.hint.unwrap().contains("did you mean `p9"));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused() {
+        let map =
+            rhai::Engine::new().eval::<Map>("#{ mode: \"closed\", slo: #{ p99_ms: 1.0 / 0.0 } }").unwrap();
+        let error = decode::<crate::bench::Options>("bench::http", map).unwrap_err();
+        assert_eq!(error.message, "bench::http.slo.p99_ms is not a finite number");
     }
 
     #[test]
