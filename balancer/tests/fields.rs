@@ -91,15 +91,7 @@ on_both_drivers! {
         let stub = Stub::echo();
         let balancer = Balancer::over(driver, &[&stub], json!({}));
         let mut client = balancer.client();
-        for field in [
-            "Transfer-Encoding: chunked",
-            "transfer-encoding: chunked",
-            "Transfer-Encoding: Chunked",
-            "Transfer-Encoding: chunked\t",
-            "Transfer-Encoding:\tchunked",
-            "TRANSFER-ENCODING:chunked",
-            "Transfer-Encoding:  chunked ",
-        ] {
+        for field in common::CHUNKED_FIELDS {
             client.send(format!("POST /app HTTP/1.1\r\nHost: a\r\n{field}\r\nX-A: b\r\n\r\n5\r\nhello\r\n0\r\n\r\n"));
             assert_eq!(client.response().text(), "hello", "{field:?}");
             let head = stub.requests().pop().expect("it came").head;

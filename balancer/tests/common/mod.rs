@@ -26,6 +26,17 @@ pub use level::Level;
 pub use load::Load;
 pub use stub::{Connection, Request, Stub, ok};
 
+/// A field of chunked messages in spellings that are all legal.
+pub const CHUNKED_FIELDS: [&str; 7] = [
+    "Transfer-Encoding: chunked",
+    "transfer-encoding: chunked",
+    "Transfer-Encoding: Chunked",
+    "Transfer-Encoding: chunked\t",
+    "Transfer-Encoding:\tchunked",
+    "TRANSFER-ENCODING:chunked",
+    "Transfer-Encoding:  chunked ",
+];
+
 /// No wait in a test is longer.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 

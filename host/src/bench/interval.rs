@@ -155,8 +155,9 @@ impl Batches {
         (low, high.map(|(step, ..)| step))
     }
 
-    /// Of the part of all requests that fail (0..1): from four failures on, Wilson's score interval, of as many independent requests as vary
-    /// like these. `None` when there are no requests.
+    /// Of the part of all requests that fail (0..1): Wilson's score interval, of as many independent requests as vary
+    /// like these; its low end is no higher than chance allows where fewer than four failed. `None` when there are no
+    /// requests.
     pub(super) fn error_rate(&self) -> Option<Reach> {
         let failed: f64 = self.failed.iter().sum();
         let count = failed + self.count.iter().sum::<f64>();

@@ -174,12 +174,15 @@ fn check(contenders: &[Contender], load: &Options, options: &RoundsOptions) -> R
         Warmup::Fixed(span) => span.0,
         Warmup::Auto(_) => Duration::ZERO,
     };
-    let run = if load.mode == Mode::Burst || load.requests.is_some() {
-        warmup
-    } else {
-        warmup + load.duration_used()
+    let measured = match (load.mode, load.requests, load.rate) {
+        (_, Some(requests), Some(rate)) => {
+            Duration::try_from_secs_f64(requests as f64 / rate).unwrap_or(Duration::MAX)
+        }
+        (Mode::Burst, ..) | (_, Some(_), None) => Duration::ZERO,
+        _ => load.duration_used(),
     };
-    let whole = run * u32::try_from(options.rounds).unwrap_or(u32::MAX) * contenders.len() as u32;
+    let runs = u32::try_from(options.rounds).unwrap_or(u32::MAX).saturating_mul(contenders.len() as u32);
+    let whole = warmup.saturating_add(measured).saturating_mul(runs);
     if whole > LOAD_MAX {
         return Err(wrong(format!("so many rounds take {} s", whole.as_secs())).with_hint(
             "an hour of load is the most: take fewer rounds, fewer targets or a shorter duration",

@@ -91,11 +91,13 @@ async fn what_cannot_be_compared_is_refused() {
     let one = || Contender { url: "http://127.0.0.1:1/".to_owned(), name: Some("one".to_owned()) };
     let two = || [one(), Contender { name: Some("two".to_owned()), ..one() }];
     let long = Options { mode: Mode::Closed, duration: Some(span("10m")), ..Options::default() };
-    let cases: [(&[Contender], Options, u64, &str); 4] = [
+    let slow = Options { mode: Mode::Open, rate: Some(1.0), requests: Some(600), ..Options::default() };
+    let cases: [(&[Contender], Options, u64, &str); 5] = [
         (&[one()], burst(1), 6, "1 targets cannot be compared"),
         (&[one(), one()], burst(1), 6, "two targets are called one"),
         (&two(), burst(1), 0, "rounds: 0 is out of range"),
         (&two(), long, 6, "so many rounds take 7200 s"),
+        (&two(), slow, 100, "so many rounds take 120000 s"),
     ];
     for (contenders, load, rounds, words) in cases {
         let error = bench::rounds(contenders, &load, &RoundsOptions { rounds }, &|_| {}).await.unwrap_err();
